@@ -1,0 +1,52 @@
+"""Images to batches: data sets, splits, presets and augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilefit.data.augment import AUGMENTS, INCEPTION, LIGHT, Augment
+from mobilefit.data.batches import batch_count, batches
+from mobilefit.data.classification import ClassificationData, SkippedFile
+from mobilefit.data.fashion_mnist import load_fashion_mnist
+from mobilefit.data.folder import load_folder
+from mobilefit.data.images import ImageSet
+from mobilefit.data.preset import Preset
+from mobilefit.errors import InputError, did_you_mean
+
+__all__ = [
+    "AUGMENTS",
+    "INCEPTION",
+    "LIGHT",
+    "Augment",
+    "ClassificationData",
+    "ImageSet",
+    "Preset",
+    "SkippedFile",
+    "batch_count",
+    "batches",
+    "load",
+]
+
+DATA_SETS = {"fashion-mnist": load_fashion_mnist}
+
+
+def load(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> ClassificationData:
+    """Load a data set for classification.
+
+    Args:
+        source: ``"fashion-mnist"``, or a folder of class folders (see ``mobilefit.data.folder``).
+        seed: chooses what is held out, and the test set where the folder does not say.
+        holdout: part of the training images set apart for search and NetAdapt, 0 to 0.5.
+
+    Raises:
+        InputError: there is no such data set or folder, or it cannot be used; the message says why.
+    """
+    if not 0 <= holdout <= 0.5:
+        raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
+    if str(source) in DATA_SETS:
+        return DATA_SETS[str(source)](seed=seed, holdout=holdout)
+    root = Path(source)
+    if not root.exists():
+        hint = did_you_mean(str(source), DATA_SETS) or "give a folder of class folders"
+        raise InputError(f"no such folder or data set: '{source}'", hint)
+    return load_folder(root, seed=seed, holdout=holdout)

@@ -1,0 +1,263 @@
+"""Sets of labelled images, held in memory as 8-bit pixels as far as memory goes.
+
+An :class:`ImageSet` is a view (indices and labels) on a source that holds the pixels, so that
+splits and subsets share them. There are two sources: one array for tiny images of one size, and
+files on disk, decoded once and kept with their short side at most ``KEPT_SIDE`` pixels.
+
+Evaluation never sees the reduced copies: an image that was reduced is decoded from its file again,
+and its final pixels are remembered (``REMEMBERED_BYTES`` at most), so that the batches of an
+evaluation equal what ``Preset.apply`` makes of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from mobilefit.data.decode import (
+    Box,
+    Pixels,
+    centre_box,
+    decode,
+    read_image,
+    resample,
+    shrink,
+)
+from mobilefit.data.splits import interleaved_by_class
+from mobilefit.runs import sha256
+
+Indices = npt.NDArray[np.int64]
+
+KEPT_SIDE = 256
+"""Short side in pixels of the decoded photos kept for training: enough for 224 px networks."""
+
+KEPT_BYTES = 2 << 30
+"""Memory for decoded photos (8,000 of 256x341 px); those beyond are decoded for every batch."""
+
+REMEMBERED_BYTES = 1 << 30
+"""Memory for the evaluation pixels of photos larger than ``KEPT_SIDE``."""
+
+
+class Source(Protocol):
+    """Where the pixels of a set come from. Images are 8-bit L or RGB."""
+
+    channels: int
+    names: Sequence[str]
+    threads: int
+    """How many images are worth preparing at once."""
+
+    def working(self, index: int) -> Image.Image:
+        """The image as training sees it, possibly reduced."""
+
+    def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
+        """The image as evaluation sees it: uint8 [resolution, resolution, channels]."""
+
+
+class ArraySource:
+    """Tiny grey images of one size in one array.
+
+    Args:
+        array: uint8 [n, height, width].
+        names: one for each image.
+    """
+
+    channels = 1
+    threads = 1
+
+    def __init__(self, array: Pixels, names: Sequence[str]) -> None:
+        self._array = array
+        self.names: Sequence[str] = names
+
+    def working(self, index: int) -> Image.Image:
+        return Image.fromarray(self._array[index])
+
+    def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
+        image = self.working(index)
+        return resample(image, centre_box(image.size, crop_fraction), resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """A file that was looked at and found good."""
+
+    path: Path
+    sha256: str
+    kept: Pixels | None
+    """uint8 [height, width, 3]; ``None`` where memory did not suffice."""
+    exact: bool
+    """The file is no larger than what is kept."""
+    size: tuple[int, int]
+    """Width and height in the file, in pixels."""
+
+
+class FileSource:
+    """Photos on disk.
+
+    Args:
+        photos: as :func:`look_at` returned them.
+    """
+
+    channels = 3
+
+    def __init__(self, photos: Sequence[Photo]) -> None:
+        self._photos = photos
+        self._remembered: dict[tuple[int, int, float], Pixels] = {}
+        self._remembered_bytes = 0
+        self.names: Sequence[str] = [str(photo.path) for photo in photos]
+        self.threads = 1 if all(photo.exact for photo in photos) else worker_count()
+
+    def working(self, index: int) -> Image.Image:
+        photo = self._photos[index]
+        if photo.kept is not None:
+            return Image.fromarray(photo.kept)
+        return shrink(read_image(photo.path, KEPT_SIDE), KEPT_SIDE)
+
+    def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
+        key = (index, resolution, crop_fraction)
+        if key in self._remembered:
+            return self._remembered[key]
+        photo = self._photos[index]
+        known = photo.exact and photo.kept is not None
+        image = self.working(index) if known else read_image(photo.path)
+        pixels = resample(image, centre_box(image.size, crop_fraction), resolution)
+        if not known and self._remembered_bytes + pixels.nbytes <= REMEMBERED_BYTES:
+            self._remembered[key] = pixels
+            self._remembered_bytes += pixels.nbytes
+        return pixels
+
+
+def look_at(path: Path) -> Photo:
+    """Read and decode a file to the end.
+
+    Raises:
+        BadImageError: it cannot be used; see :func:`mobilefit.data.decode.decode`.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    image, full_size = decode(data, KEPT_SIDE)
+    small = shrink(image, KEPT_SIDE)
+    return Photo(
+        path=path,
+        sha256=sha256(data),
+        kept=np.asarray(small),
+        exact=small.size in (full_size, full_size[::-1]),  # EXIF may have turned it
+        size=full_size,
+    )
+
+
+class ImageSet:
+    """Labelled images in a fixed order.
+
+    Args:
+        source: holds the pixels.
+        labels: int64 [n], the class index of each image.
+        indices: int64 [n], where each image is in the source; default: all, in order.
+    """
+
+    def __init__(self, source: Source, labels: Indices, indices: Indices | None = None) -> None:
+        self._source = source
+        self._indices = np.arange(len(labels)) if indices is None else indices
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour: the channels of the pixels that the set holds."""
+        return self._source.channels
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name for each image: its path, or its place in the data set."""
+        return tuple(self._source.names[index] for index in self._indices)
+
+    def subset(self, indices: Sequence[int] | Indices) -> ImageSet:
+        """The images at these positions, in this order; the pixels are shared."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self._source, self.labels[chosen], self._indices[chosen])
+
+    def balanced(self, per_class: int, seed: int = 0) -> ImageSet:
+        """A subset with the same number of images of each class, chosen by ``seed``.
+
+        ``per_class``, or as many as the smallest class has. The classes alternate, so that every
+        beginning of the subset is balanced too.
+        """
+        return self.subset(interleaved_by_class(self.labels, per_class, seed))
+
+    def images(self, indices: Sequence[int] | Indices, size: int) -> torch.Tensor:
+        """The central squares of these images for showing: uint8 [n, 3, size, size]."""
+        pixels = self.squares(indices, size, 1.0)
+        rgb = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+        return torch.from_numpy(rgb.transpose(0, 3, 1, 2).copy())
+
+    def squares(
+        self, indices: Sequence[int] | Indices, resolution: int, crop_fraction: float
+    ) -> Pixels:
+        """What evaluation sees of these images: uint8 [n, resolution, resolution, channels]."""
+
+        def one(index: int) -> Pixels:
+            return self._source.square(index, resolution, crop_fraction)
+
+        shape = (len(indices), resolution, resolution, self.channels)
+        return _stacked(self._map(one, indices), shape)
+
+    def crops(
+        self,
+        indices: Sequence[int] | Indices,
+        resolution: int,
+        box: Callable[[int, tuple[int, int]], Box],
+    ) -> Pixels:
+        """Parts of these images, brought to uint8 [n, resolution, resolution, channels].
+
+        Args:
+            box: from the position in ``indices`` and the image's width and height to the part.
+        """
+        order = np.asarray(indices)
+
+        def one(position: int) -> Pixels:
+            image = self._source.working(int(self._indices[order[position]]))
+            return resample(image, box(position, image.size), resolution)
+
+        shape = (len(order), resolution, resolution, self.channels)
+        return _stacked(_map_in_threads(one, range(len(order)), self._source.threads), shape)
+
+    def _map(self, function: Callable[[int], Pixels], indices: Iterable[int]) -> Iterable[Pixels]:
+        found = [int(self._indices[index]) for index in indices]
+        return _map_in_threads(function, found, self._source.threads)
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def _map_in_threads(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterable[_Result]:
+    if threads == 1:
+        return map(function, items)
+    with ThreadPoolExecutor(threads) as pool:  # Pillow works outside the GIL
+        return list(pool.map(function, items))
+
+
+def _stacked(pixels: Iterable[Pixels], shape: tuple[int, ...]) -> Pixels:
+    batch = np.empty(shape, np.uint8)
+    for place, image in zip(batch, pixels, strict=True):
+        place[...] = image
+    return batch
+
+
+def worker_count() -> int:
+    """Threads for decoding: one for each processor that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

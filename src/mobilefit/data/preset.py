@@ -1,0 +1,126 @@
+"""How an image becomes the network's input: a value that travels with the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mobilefit.data.decode import BadImageError, Pixels, centre_box, read_image, resample, to_rgb
+from mobilefit.errors import InputError, unknown
+
+Triple = tuple[float, float, float]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Central square, bilinear antialiased resize, then ``(value / 255 - mean) / std``.
+
+    The defaults are the Inception preprocessing that MobileNetV3 was evaluated with (TF-slim
+    ``inception_preprocessing.py``: central crop 0.875, bilinear, [-1, 1]), except that the crop is
+    a square of the short side, as torchvision and the MnasNet code have it, so that the aspect
+    ratio is kept. At 224 px it is torchvision's "resize to 256, crop 224" in one step.
+
+    Raises:
+        InputError: a value is out of range; all problems in one message.
+    """
+
+    resolution: int
+    """Side of the network's input in pixels."""
+    mean: Triple = (0.5, 0.5, 0.5)
+    """Of R, G, B on the scale of 0 to 1."""
+    std: Triple = (0.5, 0.5, 0.5)
+    """Of R, G, B on the scale of 0 to 1."""
+    crop_fraction: float = 0.875
+    """Side of the central square as a part of the short side; 1.0 for tiny images."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.resolution < 1:
+            problems.append(f"resolution is {self.resolution}, must be 1 or more")
+        if not 0 < self.crop_fraction <= 1:
+            problems.append(f"crop_fraction is {self.crop_fraction}, must be in (0, 1]")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
+            problems.append("mean and std are three numbers each, those of std above 0")
+        if problems:
+            raise InputError("bad preset: " + "; ".join(problems))
+
+    def apply(self, image: Image.Image | Path | str) -> Floats:
+        """One image as the network takes it: float32 [resolution, resolution, 3].
+
+        Exactly what an evaluation batch holds for the same image.
+
+        Raises:
+            InputError: the file is missing or a bad image.
+        """
+        planes = self.normalise(planar(self.pixels(image)[None]))
+        return np.ascontiguousarray(planes[0].transpose(1, 2, 0))
+
+    def pixels(self, image: Image.Image | Path | str) -> Pixels:
+        """The image before normalisation: uint8 [resolution, resolution, 3]."""
+        try:
+            rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
+        except BadImageError as error:
+            raise InputError(f"cannot use the image: {error}") from error
+        return resample(rgb, centre_box(rgb.size, self.crop_fraction), self.resolution)
+
+    def normalise(self, values: Floats) -> Floats:
+        """Values of 0 to 255, [n, 3, h, w], or [n, 1, h, w] for grey, to [n, 3, h, w]; in place."""
+        mean, std = (
+            np.array(triple, np.float32)[:, None, None] for triple in (self.mean, self.std)
+        )
+        if values.shape[1] == 1 and len(set(self.mean)) == len(set(self.std)) == 1:
+            mean, std = mean[:1], std[:1]  # one plane is as good as three, and three times faster
+        elif values.shape[1] == 1:
+            values = _in_three(values)
+        values *= 1 / (255 * std)
+        values -= mean / std
+        return values if values.shape[1] == 3 else _in_three(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preset:
+        """The preset that :meth:`to_dict` wrote.
+
+        Raises:
+            InputError: an unknown or a missing key, or a value that is out of range.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in fields:
+                raise unknown("preset field", key, fields)
+        missing = [name for name in fields if name not in values]
+        if missing:
+            raise InputError(f"the preset lacks {', '.join(missing)}")
+        try:
+            return cls(
+                resolution=int(values["resolution"]),
+                mean=_triple(values["mean"]),
+                std=_triple(values["std"]),
+                crop_fraction=float(values["crop_fraction"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"bad preset: {error}") from error
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def planar(pixels: Pixels) -> Floats:
+    """Pixels [n, h, w, c] as float32 [n, c, h, w]."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+
+
+def _in_three(values: Floats) -> Floats:
+    return np.repeat(values, 3, axis=1)

@@ -1,0 +1,83 @@
+"""The layers that the family is made of, under the names that costs and weights use for them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mobilefit.arch.scaling import Excite
+from mobilefit.arch.spec import Activation, BatchNorm, Padding
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "none": nn.Identity,
+}
+
+
+def activation(name: Activation) -> nn.Module:
+    """A new module for the activation."""
+    return nn.Identity() if name == "none" else ACTIVATIONS[name](inplace=True)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution without bias, padded as TensorFlow (``same``) or torch does.
+
+    At stride 1 the two are one. At stride 2 on an even side ``same`` pads one pixel less at the top
+    and left, so it samples a grid shifted by one pixel; :attr:`same` can be switched after building.
+    """
+
+    def __init__(
+        self, inputs: int, out: int, kernel: int, stride: int, groups: int, padding: Padding
+    ) -> None:
+        super().__init__(
+            inputs, out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False
+        )
+        self.same = padding == "same"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, in, H, W]`` to ``[N, out, ceil(H/stride), ceil(W/stride)]``."""
+        if not self.same or self.stride[0] == 1:
+            return super().forward(x)
+        bottom, right = self._total(x.shape[2]), self._total(x.shape[3])
+        pads = [right // 2, right - right // 2, bottom // 2, bottom - bottom // 2]
+        x = functional.pad(x, pads)
+        return functional.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+
+    def _total(self, side: int) -> int:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        return max((-(-side // stride) - 1) * stride + kernel - side, 0)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, batch norm, activation: ``[N, in, H, W]`` to ``[N, out, H/s, W/s]``."""
+
+    def __init__(
+        self, inputs: int, out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1,
+        act: Activation, padding: Padding, norm: BatchNorm,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.conv = Conv2d(inputs, out, kernel, stride, groups, padding)
+        self.norm = nn.BatchNorm2d(out, eps=norm.eps, momentum=norm.momentum)
+        self.act = activation(act)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excite (V3 paper 5.3): scales each channel by a gate seen over the whole map.
+
+    The V3 gate is a hard-sigmoid, MnasNet's a sigmoid; between the two layers is a ReLU.
+    """
+
+    def __init__(self, width: int, reduced: int, gate: Excite) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(width, reduced, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.expand = nn.Conv2d(reduced, width, 1)
+        self.gate = nn.Hardsigmoid() if gate == "v3" else nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to the same shape."""
+        gate: Tensor = self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        return x * gate

@@ -1,0 +1,178 @@
+"""Files of a run: atomic writes, content hashes, JSON lines, and what machine this is.
+
+Standard library only, so that reading a run's record needs nothing installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mobilefit.errors import InputError
+
+PACKAGES = ("mobilefit", "torch", "torchvision", "lightning-fabric", "numpy", "ai-edge-litert",
+            "litert-quantizer")  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces ``path`` only when the block ends well.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name
+    by ``os.replace``. Whatever was at ``path`` before stays whole if anything fails.
+
+    Raises:
+        InputError: the disk is full, or the folder is missing or not writable.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
+        raise
+
+
+_WRITE_HINT = "free some space or choose another folder; what was there before is unchanged"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path``, whole or not at all. See :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}", "delete it to start anew") from error
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line; a crash can tear only the line being written."""
+    line = json.dumps(row) + "\n"
+    try:
+        with path.open("ab+") as file:
+            if file.tell() and not _ends_line(file):
+                line = "\n" + line
+            file.write(line.encode())
+            file.flush()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
+
+
+def _ends_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a JSON-lines file, in order; torn lines are left out, no file is no row."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement depends on: processor, cores, memory, system, versions, date."""
+    return {
+        "cpu": cpu_model(),
+        "cpu_flags": sorted(_cpu_flags() & _RELEVANT_FLAGS),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "date": now(),
+    }
+
+
+# The vector extensions by which XNNPACK chooses its kernels: they name the device in practice.
+_RELEVANT_FLAGS = {"avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+                   "avx512_bf16", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm"}  # fmt: skip
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that a result depends on."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _cpuinfo(*keys: str) -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in keys:
+                return value.strip()
+    return ""
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    return _cpuinfo("model name", "Hardware") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags", "Features").split())
