@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mobilefit.data import (
     INCEPTION,
@@ -84,11 +85,12 @@ def test_start_touches_no_earlier_image(
 ) -> None:
     touched: list[int] = []
     original = ArraySource.working
-    monkeypatch.setattr(
-        ArraySource,
-        "working",
-        lambda self, index: (touched.append(index), original(self, index))[1],
-    )
+
+    def working(self: ArraySource, index: int) -> Image.Image:
+        touched.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(ArraySource, "working", working)
     everything(grey_set, start=5)
     assert len(touched) == 8
 
@@ -139,7 +141,7 @@ def test_colours_by_hand() -> None:
 
 
 def test_bad_augmentation_names_all_problems() -> None:
-    with pytest.raises(InputError, match="area .*aspect .*brightness .*saturation"):
+    with pytest.raises(InputError, match=r"area .*aspect .*brightness .*saturation"):
         Augment(area=(0, 2), aspect=(2, 1), brightness=3, saturation=(1, 0))
 
 

@@ -2,7 +2,7 @@
 
 LiteRT aborts the whole process on some files, so no interpreter lives in the user's own. Started as
 ``python -m mobilefit.litert._child FD``; imports only numpy and LiteRT. One request at a time comes
-over the socket FD as ``(command, {key: file or None}, threads, arguments)``; the answer is
+over the socket FD as ``(command, keys, {key: file}, threads, arguments)``; the answer is
 ``("ok", result)``, ``("send", keys)`` (these files are not here: send them along) or
 ``("input", (message, hint))``. A closed socket ends the process, also in the middle of a timing.
 """
@@ -44,19 +44,25 @@ class _Child:
                 return
 
     def answer(
-        self, command: str, files: dict[str, bytes | None], threads: int, arguments: dict[str, Any]
+        self,
+        command: str,
+        keys: list[str],
+        files: dict[str, bytes],
+        threads: int,
+        arguments: dict[str, Any],
     ) -> tuple[str, Any]:
         for key, blob in files.items():
-            if blob is not None:
-                self.interpreters[key, threads] = _load(blob, threads)
-        missing = [key for key in files if (key, threads) not in self.interpreters]
+            self.interpreters[key, threads] = _load(blob, threads)
+        missing = [key for key in keys if (key, threads) not in self.interpreters]
         if missing:
             return "send", missing
-        wanted = [self.interpreters.pop((key, threads)) for key in files]
-        self.interpreters.update(zip(((key, threads) for key in files), wanted, strict=True))
-        while len(self.interpreters) > max(INTERPRETERS_KEPT, len(files)):
+        for key in keys:
+            self.interpreters.move_to_end((key, threads))
+        while len(self.interpreters) > max(INTERPRETERS_KEPT, len(set(keys))):
             self.interpreters.popitem(last=False)
-        return "ok", getattr(self, command)(wanted, **arguments)
+        return "ok", getattr(self, command)(
+            [self.interpreters[k, threads] for k in keys], **arguments
+        )
 
     # ---- commands
 

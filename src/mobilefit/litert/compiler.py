@@ -26,7 +26,7 @@ _FUSES = LINEAR | {CODE.ADD, CODE.MUL}
 _SIXTH = 1 / 6
 
 
-def compile(  # noqa: A001 (the name users call it by: mobilefit.compile)
+def compile(
     net: nn.Module,
     input_shape: tuple[int, ...],
     *,
@@ -183,10 +183,8 @@ def _conv(c: _Compiler, node: fx.Node, module: nn.Conv2d) -> Tensor:
     if module.groups not in (1, channels) or module.padding_mode != "zeros":
         raise _unsupported(node, f"Conv2d of {module.groups} groups, {module.padding_mode}")
     weight = _array(module.weight)  # [out, in / groups, kh, kw]
-    if depthwise:
-        weight = weight[:, 0].transpose(1, 2, 0)[None]  # [1, kh, kw, out]
-    else:
-        weight = weight.transpose(0, 2, 3, 1)  # [out, kh, kw, in]
+    by_channel = weight[:, 0].transpose(1, 2, 0)[None]  # [1, kh, kw, out]
+    weight = by_channel if depthwise else weight.transpose(0, 2, 3, 1)  # [out, kh, kw, in]
     bias = np.zeros(module.out_channels) if module.bias is None else _array(module.bias)
     x, padding, (height, width) = _padded(c, node, module, x)
     (sh, sw), (dh, dw) = _pair(module.stride), _pair(module.dilation)

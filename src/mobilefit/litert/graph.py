@@ -136,8 +136,20 @@ def _aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
     return int(builder.EndVector())
 
 
+def name_uniquely(graph: Graph) -> None:
+    """Give tensors that share a name a suffix each, in place: the quantizer keys on names."""
+    taken: set[str] = set()
+    for tensor in graph.tensors():
+        name, repeat = tensor.name, 1
+        while tensor.name in taken:
+            repeat += 1
+            tensor.name = f"{name};{repeat}"
+        taken.add(tensor.name)
+
+
 def serialize(graph: Graph) -> bytes:
-    """The flatbuffer of ``graph``. Tensor names are made unique (the quantizer keys on them)."""
+    """The flatbuffer of ``graph``, whose tensors get unique names on the way."""
+    name_uniquely(graph)
     tensors = graph.tensors()
     index = {tensor: i for i, tensor in enumerate(tensors)}
     buffers = [_AlignedBuffer()]  # buffer 0 is the empty one, by convention
@@ -173,19 +185,15 @@ def _add_buffer(buffers: list[_AlignedBuffer], data: bytes) -> int:
 
 
 def _pack_tensors(tensors: list[Tensor], buffers: list[_AlignedBuffer]) -> list[schema.TensorT]:
-    seen: Counter[str] = Counter()
     packed = []
     for tensor in tensors:
-        seen[tensor.name] += 1
-        repeat = seen[tensor.name]
-        name = tensor.name if repeat == 1 else f"{tensor.name};{repeat}"
         data = tensor.data
         packed.append(
             schema.TensorT(
                 shape=list(tensor.shape),
                 type=_TYPE_CODES[tensor.dtype],
                 buffer=0 if data is None else _add_buffer(buffers, data.tobytes()),
-                name=name.encode(),
+                name=tensor.name.encode(),
                 quantization=_pack_quantization(tensor.quantization),
                 hasRank=True,
             )

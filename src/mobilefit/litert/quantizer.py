@@ -18,14 +18,10 @@ from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
 
 from mobilefit.errors import InputError
-from mobilefit.litert.graph import CODE, Graph, Op, parse, serialize
+from mobilefit.litert import limits
+from mobilefit.litert.graph import CODE, Graph, Op, name_uniquely, parse, serialize
+from mobilefit.litert.limits import Range, span
 from mobilefit.litert.passes import ACT, fold_scales, lower_hard_swish
-
-_Range = dict[str, np.ndarray]  # {"min": [1], "max": [1]}, the quantizer's own form
-
-# A tensor that is zero on every calibration image (a dead layer) gets this half-width instead: zero
-# stays exact, and its scale stays within what the runtime accepts.
-_NARROWEST = 1e-6
 
 
 def quantize(blob: bytes, images: Iterable[np.ndarray], *, threads: int = 1) -> bytes:
@@ -46,10 +42,9 @@ def quantize(blob: bytes, images: Iterable[np.ndarray], *, threads: int = 1) -> 
             image, or a range is not finite; it names the tensor.
     """
     graph = _lowered(blob)
-    lowered = serialize(graph)
     recipe = _recipe(int8_edges=False)
-    ranges = _calibrate(graph, lowered, images, recipe, threads)
-    return _quantized(lowered, recipe, ranges)
+    ranges = _calibrate(graph, images, recipe, threads)
+    return _quantized(graph, recipe, ranges)
 
 
 def with_random_ranges(blob: bytes, *, edges: Literal["float", "int8"] = "float") -> bytes:
@@ -69,10 +64,11 @@ def with_random_ranges(blob: bytes, *, edges: Literal["float", "int8"] = "float"
     """
     fragment = edges == "int8"
     graph = _lowered(blob, drop_at_outputs=fragment)
-    ranges = {t.name: _span(-4.0, 4.0) for t in graph.inputs}
+    name_uniquely(graph)
+    ranges = {t.name: span(-4.0, 4.0) for t in graph.inputs}
     for op in graph.ops:
         ranges[op.output.name] = _made_up(op)
-    return _quantized(serialize(graph), _recipe(int8_edges=fragment), ranges)
+    return _quantized(graph, _recipe(int8_edges=fragment), ranges)
 
 
 def _lowered(blob: bytes, *, drop_at_outputs: bool = False) -> Graph:
@@ -97,14 +93,15 @@ def _recipe(*, int8_edges: bool) -> recipe_manager.RecipeManager:
 
 
 def _quantized(
-    lowered: bytes, recipe: recipe_manager.RecipeManager, ranges: dict[str, _Range]
+    graph: Graph, recipe: recipe_manager.RecipeManager, ranges: dict[str, Range]
 ) -> bytes:
+    limits.fit(graph, ranges)
     with _quiet():
-        tool = quantizer.Quantizer(lowered, recipe.get_quantization_recipe())
+        tool = quantizer.Quantizer(serialize(graph), recipe.get_quantization_recipe())
         result = tool.quantize(ranges, enable_progress_report=False)
     assert result.quantized_model is not None
     blob = bytes(result.quantized_model)
-    _check_scales(parse(blob))
+    limits.check(parse(blob))
     return blob
 
 
@@ -116,29 +113,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _check_scales(graph: Graph) -> None:
-    """A scale that is zero or not finite aborts the interpreter and its whole process."""
-    for tensor in graph.tensors():
-        q = tensor.quantization
-        if q is not None and not (np.isfinite(q.scale).all() and (q.scale > 0).all()):
-            raise InputError(
-                f"the int8 scale of '{tensor.name}' is zero or not finite",
-                "its weights or activations are; train the network further",
-            )
-
-
 # ---- ranges
 
 
 def _calibrate(
     graph: Graph,
-    lowered: bytes,
     images: Iterable[np.ndarray],
     recipe: recipe_manager.RecipeManager,
     threads: int,
-) -> dict[str, _Range]:
+) -> dict[str, Range]:
     tool = calibrator.Calibrator(
-        lowered,
+        serialize(graph),
         num_threads=threads,
         mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
         qsv_update_func=qsv_utils.min_max_update,
@@ -150,8 +135,8 @@ def _calibrate(
         count += 1
     if not count:
         raise InputError("there is no calibration image", "give at least one")
-    ranges: dict[str, _Range] = tool.get_model_qsvs()
-    return {name: _checked(name, span) for name, span in ranges.items()}
+    ranges: dict[str, Range] = tool.get_model_qsvs()
+    return {name: _checked(name, found) for name, found in ranges.items()}
 
 
 def _batches(images: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -169,23 +154,17 @@ def _batches(images: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[n
             yield np.concatenate([piece, *[piece[-1:]] * (size - len(piece))])
 
 
-def _checked(name: str, span: _Range) -> _Range:
-    low, high = float(np.min(span["min"])), float(np.max(span["max"]))
+def _checked(name: str, found: Range) -> Range:
+    low, high = float(np.min(found["min"])), float(np.max(found["max"]))
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(
             f"'{name}' reaches {low} to {high} on the calibration images",
             "the weights or the images hold values that are not finite",
         )
-    if max(-low, high) < _NARROWEST:
-        return _span(-_NARROWEST, _NARROWEST)
-    return span
+    return found
 
 
-def _span(low: float, high: float) -> _Range:
-    return {"min": np.asarray([low], np.float32), "max": np.asarray([high], np.float32)}
-
-
-def _made_up(op: Op) -> _Range:
+def _made_up(op: Op) -> Range:
     if op.activation in (ACT.RELU, ACT.RELU6):
-        return _span(0.0, 6.0)
-    return _span(-24.0, 24.0) if op.code == CODE.MUL else _span(-4.0, 4.0)
+        return span(0.0, 6.0)
+    return span(-24.0, 24.0) if op.code == CODE.MUL else span(-4.0, 4.0)

@@ -150,12 +150,11 @@ class Worker:
         self, command: str, blobs: Sequence[bytes], threads: int, arguments: dict[str, Any]
     ) -> Any:
         keys = [hashlib.sha256(blob).hexdigest() for blob in blobs]
-        files: dict[str, bytes | None] = dict.fromkeys(keys)
         with self._lock:
-            status, result = self._ask((command, files, threads, arguments))
+            status, result = self._ask((command, keys, {}, threads, arguments))
             if status == "send":
-                files.update((k, b) for k, b in zip(keys, blobs, strict=True) if k in result)
-                status, result = self._ask((command, files, threads, arguments))
+                files = {k: b for k, b in zip(keys, blobs, strict=True) if k in result}
+                status, result = self._ask((command, keys, files, threads, arguments))
         if status == "input":
             raise InputError(*result)
         return result
@@ -182,7 +181,7 @@ class Worker:
 class _ChildProcess:
     def __init__(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        self.log: IO[bytes] = tempfile.TemporaryFile()
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _end)
         source = str(Path(__file__).parents[2])
         inherited = os.environ.get("PYTHONPATH")
         path = source if not inherited else os.pathsep.join([source, inherited])

@@ -1,0 +1,218 @@
+"""NetAdapt, as the MobileNetV3 paper changed it (section 4.2; original: arXiv 1804.03230).
+
+From a trained seed network, step by step: every proposal cuts the latency by at least delta and is
+tuned for a few steps from the previous step's weights; the one with the best trade of accuracy for
+latency is taken; until the target is met. The result is a *spec*: the paper then trains it from
+scratch.
+
+Everything is logged to ``netadapt.jsonl``; a run that was cut off anywhere, also in the middle of
+a step, goes on from there and takes the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+from mobilefit.adapt.proposals import Kind, Latency, Proposal, propose
+from mobilefit.adapt.transfer import transfer
+from mobilefit.arch import NetSpec
+from mobilefit.errors import InputError
+from mobilefit.nn import Network, load_network, save_weights
+from mobilefit.runs import append_jsonl, read_jsonl
+
+LOG = "netadapt.jsonl"
+Rule = Literal["ratio", "accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptSettings:
+    """How NetAdapt proceeds."""
+
+    target_ms: float
+    """Stop at or under this latency."""
+    delta: float = 0.01
+    """Least latency cut of a proposal, as a part of the seed's latency (V3 paper: 0.01)."""
+    decay: float = 1.0
+    """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
+    rule: Rule = "ratio"
+    """``ratio``: largest accuracy change per millisecond saved (V3); ``accuracy``: smallest drop (NetAdapt)."""
+    kinds: tuple[Kind, ...] = ("expansion", "bottleneck")
+    """What may shrink: see :func:`~.proposals.groups`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What NetAdapt needs to be given."""
+
+    latency: Latency
+    """Milliseconds of a spec, from the lookup table or measured."""
+    confirm: Callable[[Network], float]
+    """End-to-end measurement of an accepted network's exported file, milliseconds."""
+    tune: Callable[[Network, int], None]
+    """Short-term fine-tuning in place, by a seed."""
+    accuracy: Callable[[Network], float]
+    """Top-1 on held-out images, 0 to 1."""
+    images: int
+    """How many images the accuracy is of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """Where NetAdapt arrived."""
+
+    spec: NetSpec
+    steps: int
+    latency_ms: float
+    """Of the last step, from ``Tools.latency``."""
+    measured_ms: float
+    """Of the last step, confirmed end to end."""
+
+
+def adapt(
+    seed_network: Network, settings: AdaptSettings, tools: Tools, out: Path, *, seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Adapted:  # fmt: skip
+    """Shrink a trained network to a latency.
+
+    Args:
+        seed_network: trained; not changed.
+        out: folder for the log and the weights of the steps; what is there is taken up.
+        seed: of the fine-tunings.
+        say: takes a line of progress after every proposal.
+
+    Raises:
+        InputError: no proposal meets the next cut: the target is out of reach, and the message says
+            what was reached.
+    """
+    run = _Run(seed_network, settings, tools, out, seed, say)
+    run.start()
+    while not run.done():
+        run.step_once()
+    last = run.accepted
+    return Adapted(
+        spec=run.network.spec, steps=last["step"], latency_ms=last["latency_ms"],
+        measured_ms=last["measured_ms"],
+    )  # fmt: skip
+
+
+class _Run:
+    def __init__(
+        self, network: Network, settings: AdaptSettings, tools: Tools, out: Path, seed: int,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.network, self.settings, self.tools = network, settings, tools
+        self.out, self.seed, self.say = out, seed, say
+        self.rows = read_jsonl(out / LOG)
+        self.accepted: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Measure the seed, or take up the last accepted step of an earlier run."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not self.rows:
+            self._log({
+                "event": "seed", "step": 0, "what": "seed",
+                "latency_ms": self.tools.latency(self.network.spec),
+                "measured_ms": self.tools.confirm(self.network),
+                "accuracy": self.tools.accuracy(self.network),
+                "spec_id": self.network.spec.id, "spec": self.network.spec.to_dict(),
+            })  # fmt: skip
+        self.origin = self.rows[0]
+        if self.origin["spec_id"] != self.network.spec.id:
+            raise InputError(
+                f"{self.out / LOG} began from another network", "use another output folder"
+            )
+        self.accepted = [row for row in self.rows if row["event"] != "proposal"][-1]
+        if self.accepted["step"]:
+            self.network = load_network(self._weights(self.accepted["step"]))
+
+    def done(self) -> bool:
+        """Whether both the estimate and the end-to-end measurement are within the target."""
+        last = self.accepted
+        return bool(max(last["latency_ms"], last["measured_ms"]) <= self.settings.target_ms)
+
+    def step_once(self) -> None:
+        """Try every proposal, accept the best."""
+        step = self.accepted["step"] + 1
+        cut = self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1)
+        ceiling = self.accepted["latency_ms"] - cut
+        proposals = propose(self.network.spec, ceiling, self.tools.latency, self.settings.kinds)
+        if not proposals:
+            raise InputError(
+                f"no proposal cuts another {cut:.4f} ms: NetAdapt ends at "
+                f"{self.accepted['measured_ms']:.3f} ms, the target is {self.settings.target_ms:.3f} ms",
+                "raise --latency, lower --resolution, or start from a smaller seed network",
+            )
+        done = {row["spec_id"]: row for row in self.rows
+                if row["event"] == "proposal" and row["step"] == step}  # fmt: skip
+        for number, proposal in enumerate(proposals):
+            if proposal.spec.id not in done:
+                done[proposal.spec.id] = self._try(proposal, step, number, len(proposals), done)
+        rows = [done[proposal.spec.id] for proposal in proposals]
+        self._accept(proposals, rows, step)
+
+    def _try(
+        self, proposal: Proposal, step: int, number: int, count: int, done: dict[str, Any]
+    ) -> dict[str, Any]:
+        began = time.monotonic()
+        candidate = transfer(self.network, proposal.spec)
+        self.tools.tune(candidate, self.seed * 100_000 + step * 1000 + number)
+        accuracy = self.tools.accuracy(candidate)
+        row = {
+            "event": "proposal", "step": step, "what": proposal.what,
+            "latency_ms": proposal.latency_ms, "measured_ms": None, "accuracy": accuracy,
+            "score": self._score(accuracy, proposal.latency_ms), "spec_id": proposal.spec.id,
+        }  # fmt: skip
+        if all(row["score"] > other["score"] for other in done.values()):
+            save_weights(candidate, self._weights(step))
+        self._log(row)
+        seconds = time.monotonic() - began
+        left = self._steps_left() * count * seconds - number * seconds
+        self.say(
+            f"NetAdapt step {step}, {number + 1}/{count}: {proposal.what}, "
+            f"{proposal.latency_ms:.3f} ms, {accuracy:.1%}; about {max(left, 0) / 60:.1f} min left"
+        )
+        return row
+
+    def _steps_left(self) -> float:
+        over = self.accepted["latency_ms"] - self.settings.target_ms
+        return max(1.0, over / (1.3 * self.settings.delta * self.origin["latency_ms"]))
+
+    def _score(self, accuracy: float, latency_ms: float) -> float:
+        """Larger is better.
+
+        With the ratio rule a *gain* in accuracy would favour the smallest cut, and short-term
+        accuracies are noisy; so one standard error of the accuracy is taken off the change, which
+        keeps it a loss unless the gain is real.
+        """
+        before = self.accepted["accuracy"]
+        change = accuracy - before
+        if self.settings.rule == "accuracy":
+            return change
+        error = math.sqrt(max(before * (1 - before), 1e-4) / self.tools.images)
+        return (change - error) / (self.accepted["latency_ms"] - latency_ms)
+
+    def _accept(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
+        best = max(range(len(rows)), key=lambda i: rows[i]["score"])
+        network = load_network(self._weights(step))
+        assert network.spec.id == proposals[best].spec.id
+        self._log({
+            **rows[best], "event": "accepted", "measured_ms": self.tools.confirm(network),
+            "spec": network.spec.to_dict(),
+        })  # fmt: skip
+        self.network, self.accepted = network, self.rows[-1]
+        if step > 1:
+            os.unlink(self._weights(step - 1))
+
+    def _weights(self, step: int) -> Path:
+        return self.out / f"step_{step:03d}.safetensors"
+
+    def _log(self, row: dict[str, Any]) -> None:
+        append_jsonl(self.out / LOG, row)
+        self.rows.append(row)

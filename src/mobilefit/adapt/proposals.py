@@ -1,0 +1,119 @@
+"""What NetAdapt may shrink, and by how much (V3 paper, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mobilefit.arch import NetSpec
+
+Kind = Literal["expansion", "bottleneck", "head"]
+STEP = 8
+"""Widths shrink in steps of 8 channels, the granularity of the published tables."""
+
+Latency = Callable[[NetSpec], float]
+"""Milliseconds of a spec: measured, or from the lookup table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Widths that can only shrink together."""
+
+    kind: Kind
+    name: str
+    """The first of them, as a spec difference names it."""
+    width: int
+    members: tuple[int, ...] = ()
+    """Blocks whose ``expand`` or ``out`` it is; -1 is the stem."""
+
+    def shrunk(self, spec: NetSpec, width: int) -> NetSpec:
+        """The spec with this group's width changed."""
+        if self.kind == "head":
+            if self.name == "head.hidden":
+                return replace(spec, head=replace(spec.head, hidden=width))
+            assert spec.last is not None
+            return replace(spec, last=replace(spec.last, out=width))
+        blocks = list(spec.blocks)
+        stem = spec.stem
+        for index in self.members:
+            if index < 0:
+                stem = replace(stem, out=width)
+            elif self.kind == "expansion":
+                blocks[index] = replace(blocks[index], expand=width)
+            else:
+                blocks[index] = replace(blocks[index], out=width)
+        return replace(spec, stem=stem, blocks=tuple(blocks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """One way to take a step: a smaller network that is fast enough."""
+
+    spec: NetSpec
+    what: str
+    """Readable: ``blocks.3.expand 120 -> 96``."""
+    latency_ms: float
+
+
+def groups(spec: NetSpec, kinds: tuple[Kind, ...] = ("expansion", "bottleneck")) -> list[Group]:
+    """Everything that may shrink.
+
+    - ``expansion``: the inner width of any block;
+    - ``bottleneck``: the output width of all consecutive blocks that share it; the stem belongs to
+      it where a residual ties it in (V3-Large);
+    - ``head``: the last 1x1 convolution and the hidden layer, each alone. The V3 paper proposes the
+      first two kinds only.
+    """
+    found = list(_all_groups(spec))
+    return [group for group in found if group.kind in kinds]
+
+
+def _all_groups(spec: NetSpec) -> Iterator[Group]:
+    for index, block in enumerate(spec.blocks):
+        if block.expand is not None:
+            yield Group(kind="expansion", name=f"blocks.{index}.expand", width=block.expand,
+                        members=(index,))  # fmt: skip
+    for members in _bottlenecks(spec):
+        first = "stem.out" if members[0] < 0 else f"blocks.{members[0]}.out"
+        yield Group(kind="bottleneck", name=first, width=spec.blocks[members[-1]].out,
+                    members=tuple(members))  # fmt: skip
+    if spec.last is not None:
+        yield Group(kind="head", name="last.out", width=spec.last.out)
+    if spec.head.hidden is not None:
+        yield Group(kind="head", name="head.hidden", width=spec.head.hidden)
+
+
+def _bottlenecks(spec: NetSpec) -> list[list[int]]:
+    """Runs of consecutive blocks with one output width; -1, the stem, where a residual needs it."""
+    runs: list[list[int]] = []
+    for index, block in enumerate(spec.blocks):
+        if runs and spec.blocks[runs[-1][-1]].out == block.out:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    if spec.blocks[0].has_residual(spec.stem.out):
+        runs[0].insert(0, -1)
+    return runs
+
+
+def propose(
+    spec: NetSpec, ceiling_ms: float, latency: Latency,
+    kinds: tuple[Kind, ...] = ("expansion", "bottleneck"),
+) -> list[Proposal]:  # fmt: skip
+    """For each group, the widest network at or under ``ceiling_ms``; groups that cannot are left out."""
+    made = (_widest(spec, group, ceiling_ms, latency) for group in groups(spec, kinds))
+    return [proposal for proposal in made if proposal is not None]
+
+
+def _widest(
+    spec: NetSpec, group: Group, ceiling_ms: float, latency: Latency
+) -> Proposal | None:
+    start = (group.width - 1) // STEP * STEP
+    for width in range(start, 0, -STEP):
+        smaller = group.shrunk(spec, width)
+        predicted = latency(smaller)
+        if predicted <= ceiling_ms:
+            what = f"{group.name} {group.width} -> {width}"
+            return Proposal(spec=smaller, what=what, latency_ms=predicted)
+    return None

@@ -1,0 +1,146 @@
+"""From a trained network to files, and from files to predictions: what several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mobilefit import arch, litert
+from mobilefit.arch import NetSpec
+from mobilefit.data import ClassificationData, ImageSet, Preset, batches
+from mobilefit.errors import InputError
+from mobilefit.nn import Network, build, load_network, load_weights
+from mobilefit.train import Evaluation, evaluation_of
+
+CALIBRATION_IMAGES = 200
+"""Spread evenly over the classes; a min-max range does not move much after a hundred."""
+
+
+def input_shape(spec: NetSpec) -> tuple[int, int, int, int]:
+    """One image, NCHW."""
+    return (1, spec.in_channels, spec.input_size, spec.input_size)
+
+
+def int8_for_timing(spec: NetSpec) -> bytes:
+    """An int8 file of the spec with made-up weights and ranges: its latency is the real one's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build(spec).eval()
+    return litert.with_random_ranges(litert.compile(network, input_shape(spec)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A network's two files."""
+
+    float32: bytes
+    int8: bytes
+
+
+def export(network: Network, data: ClassificationData, preset: Preset, *, seed: int = 0) -> Exported:
+    """Compile to LiteRT and quantize with training images as calibration."""
+    metadata = {
+        "preset": preset.to_dict(), "classes": list(data.classes), "spec": network.spec.to_dict(),
+    }  # fmt: skip
+    blob = litert.compile(network.eval(), input_shape(network.spec), metadata=metadata)
+    return Exported(float32=blob, int8=litert.quantize(blob, calibration(data, preset, seed)))
+
+
+def calibration(
+    data: ClassificationData, preset: Preset, seed: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Training images as the file takes them, ``[1, H, W, 3]`` each."""
+    chosen = data.train.balanced(max(1, CALIBRATION_IMAGES // len(data.classes)), seed)
+    for images, _ in batches(chosen, preset, 1, train=False):
+        yield np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+
+
+def evaluate_file(
+    blob: bytes, images: ImageSet, preset: Preset, worker: litert.Worker
+) -> Evaluation:
+    """Accuracy of a LiteRT file, run image by image as on the device."""
+    logits = [
+        worker.run(blob, np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy()), threads=2)
+        for batch, _ in batches(images, preset, 200, train=False)
+    ]
+    return evaluation_of(np.concatenate(logits), images.labels)
+
+
+def network_for(
+    model: str, weights: Path | None, *, classes: int | None, resolution: int | None
+) -> Network:
+    """A network by name or by its weights.
+
+    Args:
+        model: a name of the family, or a JSON file of a spec.
+        weights: loaded into it; a last layer for another number of classes starts anew.
+    """
+    spec = spec_of(model)
+    if resolution is not None:
+        spec = spec.resolution(resolution)
+    network = build(spec, classes)
+    if weights is not None:
+        load_weights(network, weights, new_logits=True)
+    return network
+
+
+def spec_of(model: str) -> NetSpec:
+    """The spec of a family name or of a ``.json`` file."""
+    if not model.endswith(".json"):
+        return arch.spec(model)
+    path = Path(model)
+    if not path.is_file():
+        raise InputError(f"no such spec file: {path}")
+    return NetSpec.from_json(path.read_text())
+
+
+
+
+def at_resolution(network: Network, resolution: int) -> Network:
+    """The network, its spec set to another input size; the weights are the same."""
+    network.spec = replace(network.spec, input_size=resolution)
+    return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """What a LiteRT file of ours says of itself."""
+
+    preset: Preset
+    classes: tuple[str, ...]
+    spec: NetSpec
+
+
+def file_info(blob: bytes, path: Path) -> FileInfo:
+    """Read the description that :func:`export` put into a file.
+
+    Raises:
+        InputError: the file is damaged or not one of ours.
+    """
+    metadata: dict[str, Any] | None = litert.read_metadata(blob)
+    if metadata is None or "preset" not in metadata:
+        raise InputError(
+            f"{path} does not say how its input is prepared", "use a file that mobilefit exported"
+        )
+    return FileInfo(
+        preset=Preset.from_dict(metadata["preset"]), classes=tuple(metadata["classes"]),
+        spec=NetSpec.from_dict(metadata["spec"]),
+    )  # fmt: skip
+
+
+def read_file(path: Path) -> bytes:
+    """A model file's bytes.
+
+    Raises:
+        InputError: it is missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

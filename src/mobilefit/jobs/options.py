@@ -1,0 +1,62 @@
+"""Configuration of the verbs: frozen dataclasses whose fields are also the command line's options."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mobilefit.errors import InputError
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, argument: bool = False) -> Any:
+    """A configuration field.
+
+    Args:
+        default: a field without one is required.
+        help: one line for ``--help``.
+        argument: given by position on the command line, not by ``--name``.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "argument": argument})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A latency budget: milliseconds, or a part of the seed network's latency."""
+
+    milliseconds: float | None = None
+    fraction: float | None = None
+
+    def of(self, seed_ms: float) -> float:
+        """The budget in milliseconds, for a seed network of that latency."""
+        if self.milliseconds is not None:
+            return self.milliseconds
+        assert self.fraction is not None
+        return self.fraction * seed_ms
+
+
+_UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def parse_budget(text: str) -> Budget:
+    """Read ``2ms``, ``850us``, ``0.01s`` or ``70%`` (of the seed network's latency).
+
+    Raises:
+        InputError: no unit, or not a positive number.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(us|µs|ms|s|%)?\s*", text)
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        raise InputError(f"--latency '{text}' is not a latency", "write for instance 2ms or 70%")
+    if found[2] is None:
+        raise InputError(
+            f"--latency {text} has no unit",
+            f"write {text}ms (milliseconds), {text}us, or a share of the seed network's such as 70%",
+        )
+    if found[2] == "%":
+        return Budget(fraction=number / 100)
+    return Budget(milliseconds=number * _UNITS[found[2]])

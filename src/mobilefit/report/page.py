@@ -1,0 +1,181 @@
+"""One self-contained HTML page from a run's records."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mobilefit import runs
+from mobilefit.arch import NetSpec, difference
+from mobilefit.errors import InputError
+from mobilefit.report import plots, tables, units
+
+NAME = "report.html"
+MAX_CURVES = 8
+"""Training runs in one figure: the longest ones; more cannot be told apart."""
+MAX_MATRIX = 40
+"""Classes up to which the whole confusion matrix is shown; above, only the worst mistakes."""
+MAX_SKIPPED = 200
+"""Skipped files that are listed by name; the rest are counted."""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run directory, from the records that lie there.
+
+    Reads ``record.json``, ``netadapt.jsonl`` and every ``metrics.jsonl`` at or below ``run_dir``,
+    and the sizes of the model files that the record names. A section whose records are missing is
+    left out. The page needs no other file and loads nothing from anywhere.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: there are no records, or one of them cannot be read.
+    """
+    record_path = run_dir / "record.json"
+    record = runs.read_json(record_path) if record_path.exists() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"{record_path} is not a run's record: the JSON is not an object")
+    steps = runs.read_jsonl(run_dir / "netadapt.jsonl")
+    metrics = _metrics(run_dir)
+    if not (record or steps or metrics):
+        raise InputError(
+            f"no run records in {run_dir}", "give the folder that 'mobilefit design' wrote"
+        )
+    path = run_dir / NAME
+    runs.write_atomic(path, _render(_content(run_dir, record, steps, metrics)))
+    return path
+
+
+def _metrics(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each ``metrics.jsonl``, by the folder that holds it."""
+    found = {}
+    for path in sorted(run_dir.rglob("metrics.jsonl")):
+        folder = path.parent.relative_to(run_dir).as_posix()
+        rows = [row for row in runs.read_jsonl(path) if isinstance(row, dict)]
+        if rows:
+            found["training" if folder == "." else folder] = rows
+    return found
+
+
+def _render(content: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "ms": units.ms, "percent": units.percent, "count": units.count, "seconds": units.seconds,
+        "millions": units.millions, "size": units.size,
+    }  # fmt: skip
+    folder = importlib.resources.files("mobilefit.report")
+    return environment.from_string((folder / "page.html.jinja").read_text("utf-8")).render(content)
+
+
+def _content(
+    run_dir: Path,
+    record: dict[str, Any],
+    steps: list[dict[str, Any]],
+    metrics: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Everything the template shows; what is empty or ``None`` is left out there."""
+    data, final = record.get("data") or {}, record.get("final") or {}
+    files = _files(run_dir, final)
+    found = tables.entries(record)
+    return {
+        "title": f"{record.get('verb') or 'run'}: {data.get('name') or run_dir.resolve().name}",
+        "record": record,
+        "data": data,
+        "final": final,
+        "files": files,
+        "verdict": tables.verdict(record),
+        "over": _over(record),
+        "params": _params(record),
+        "comparison_header": tables.COMPARISON_HEADER,
+        "comparison": [(e.kind, e.label == final.get("label"), tables.comparison(e)) for e in found],
+        "several_seeds": any(entry.runs > 1 for entry in found),
+        "frontier": plots.inline(plots.frontier_figure(record, steps)) if found else None,
+        **_network(record),
+        "steps_header": tables.STEPS_HEADER,
+        "steps": tables.steps(steps),
+        **_layers(record),
+        **_curves(metrics),
+        "confusion": _confusion(final, data),
+        "max_matrix": MAX_MATRIX,
+        "int8": tables.int8_against_float(final, {k: size for k, (_, size) in files.items() if size}),
+        "config": json.dumps(record["config"], indent=2) if record.get("config") else None,
+        "machine": _machine(record),
+        "max_skipped": MAX_SKIPPED,
+    }  # fmt: skip
+
+
+def _files(run_dir: Path, final: dict[str, Any]) -> dict[str, tuple[str, int | None]]:
+    """Name and size in bytes of each exported file; no size where it is not there any more."""
+    sizes = {}
+    for kind, name in (final.get("files") or {}).items():
+        path = run_dir / str(name)
+        sizes[str(kind)] = str(name), path.stat().st_size if path.is_file() else None
+    return sizes
+
+
+def _over(record: dict[str, Any]) -> bool:
+    latency = units.number(((record.get("final") or {}).get("latency") or {}).get("median_ms"))
+    budget = units.number(record.get("budget_ms"))
+    return latency is not None and budget is not None and latency > budget
+
+
+def _params(record: dict[str, Any]) -> int | None:
+    spec = record.get("final_spec")
+    return NetSpec.from_dict(spec).cost().params if spec else None
+
+
+def _network(record: dict[str, Any]) -> dict[str, Any]:
+    if not record.get("final_spec"):
+        return {"network": None}
+    final = NetSpec.from_dict(record["final_spec"])
+    seed = NetSpec.from_dict(record["seed_spec"]) if record.get("seed_spec") else None
+    return {
+        "network": tables.network(seed, final),
+        "network_header": tables.NETWORK_HEADER,
+        "spec": final,
+        "seed_spec": seed,
+        "costs": (seed.cost() if seed else None, final.cost()),
+        "changes": difference(seed, final) if seed else [],
+    }
+
+
+def _layers(record: dict[str, Any]) -> dict[str, Any]:
+    sides = record.get("layers") or {}
+    before, after = (tables.by_row(sides.get(key) or ()) for key in ("before", "after"))
+    figure = plots.inline(plots.layers_figure(before, after)) if before or after else None
+    return {
+        "layers_figure": figure, "layers_header": tables.LAYERS_HEADER,
+        "layers": tables.layers(record),
+    }  # fmt: skip
+
+
+def _curves(metrics: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    longest = sorted(metrics, key=lambda name: -len(metrics[name]))[:MAX_CURVES]
+    figure = plots.curves_figure({name: metrics[name] for name in metrics if name in longest})
+    return {
+        "curves": plots.inline(figure) if figure else None,
+        "curves_left_out": len(metrics) - len(longest),
+    }
+
+
+def _confusion(final: dict[str, Any], data: dict[str, Any]) -> tables.Confusion | None:
+    matrix = final.get("confusion")
+    return tables.confusion(matrix, data.get("classes") or ()) if matrix else None
+
+
+def _machine(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The machine as (what, value), packages last, lists and mappings as plain text."""
+    machine = dict(record.get("machine") or {})
+    packages = machine.pop("packages", None) or {}
+    rows = [
+        (str(key).replace("_", " "), " ".join(map(str, v)) if isinstance(v, list) else str(v))
+        for key, v in machine.items()
+    ]
+    return rows + [(str(name), str(version)) for name, version in packages.items()]

@@ -1,0 +1,310 @@
+"""The tables of the report: records in, rows of text out. Standard library only."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mobilefit.arch import Block, Conv, NetSpec
+from mobilefit.report import units
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stat:
+    """The mean of what the seeds gave; ``spread`` is the sample standard deviation of several."""
+
+    mean: float
+    spread: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network of the comparison, all its seeds together.
+
+    Attributes:
+        label, kind: as in the record.
+        runs: how many seeds.
+        latency: of the int8 file, median, milliseconds.
+        between: p10 and p90 in milliseconds: the lowest and the highest of all seeds.
+        accuracy_int8, accuracy_float: shares in 0..1 on the test set.
+        params, madds: of the network.
+    """
+
+    label: str
+    kind: str
+    runs: int
+    latency: Stat | None
+    between: tuple[float, float] | None
+    accuracy_int8: Stat | None
+    accuracy_float: Stat | None
+    params: float | None
+    madds: float | None
+
+
+def entries(record: Row) -> list[Entry]:
+    """The record's ``results``, one entry a label, in the record's order."""
+    groups: dict[str, list[Row]] = {}
+    for result in record.get("results") or ():
+        groups.setdefault(str(result.get("label", "")), []).append(result)
+    return [_entry(label, rows) for label, rows in groups.items()]
+
+
+def _entry(label: str, rows: Sequence[Row]) -> Entry:
+    latencies = [row.get("latency") or {} for row in rows]
+    low, high = _numbers(latencies, "p10_ms"), _numbers(latencies, "p90_ms")
+    return Entry(
+        label=label,
+        kind=str(rows[0].get("kind", "")),
+        runs=len(rows),
+        latency=_stat(_numbers(latencies, "median_ms")),
+        between=(min(low), max(high)) if low and high else None,
+        accuracy_int8=_stat(_numbers(rows, "accuracy_int8")),
+        accuracy_float=_stat(_numbers(rows, "accuracy_float")),
+        params=units.number(rows[0].get("params")),
+        madds=units.number(rows[0].get("madds")),
+    )
+
+
+def _numbers(rows: Sequence[Row], key: str) -> list[float]:
+    return [value for row in rows if (value := units.number(row.get(key))) is not None]
+
+
+def _stat(values: Sequence[float]) -> Stat | None:
+    if not values:
+        return None
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Stat(mean=statistics.fmean(values), spread=spread, values=tuple(values))
+
+
+COMPARISON_HEADER = ("network", "latency int8", "p10 to p90", "accuracy int8", "accuracy float32",
+                     "params", "MAdds", "seeds")  # fmt: skip
+
+
+def comparison(entry: Entry) -> tuple[str, ...]:
+    """The cells of :data:`COMPARISON_HEADER` for one network."""
+    return (
+        entry.label, _ms(entry.latency), _between(entry.between),
+        _percent(entry.accuracy_int8), _percent(entry.accuracy_float),
+        units.millions(entry.params), units.millions(entry.madds), str(entry.runs),
+    )  # fmt: skip
+
+
+def _ms(stat: Stat | None) -> str:
+    if stat is None or stat.spread is None:
+        return units.ms(stat and stat.mean)
+    return f"{units.significant(stat.mean)} ± {units.significant(stat.spread)} ms"
+
+
+def _between(pair: tuple[float, float] | None) -> str:
+    return units.NONE if pair is None else f"{units.significant(pair[0])} to {units.ms(pair[1])}"
+
+
+def _percent(stat: Stat | None) -> str:
+    if stat is None or stat.spread is None:
+        return units.percent(stat and stat.mean)
+    return f"{100 * stat.mean:.2f} ± {100 * stat.spread:.2f} %"
+
+
+def verdict(record: Row) -> str | None:
+    """One sentence: the final network's measured latency against the budget."""
+    final = record.get("final") or {}
+    budget = units.number(record.get("budget_ms"))
+    latency = units.number((final.get("latency") or {}).get("median_ms"))
+    if budget is None or latency is None:
+        return None
+    outcome = "within" if latency <= budget else "OVER"
+    return f"{units.ms(latency)} measured, {outcome} the budget of {units.ms(budget)}"
+
+
+def summary_table(record: Row) -> str:
+    """The comparison of a run as plain text for a terminal, with the verdict below.
+
+    Columns that no row fills are left out; ``*`` marks the network that the run chose.
+    """
+    chosen = (record.get("final") or {}).get("label")
+    found = entries(record)
+    rows = [COMPARISON_HEADER, *map(comparison, found)]
+    marks = [" ", *("*" if entry.label == chosen else " " for entry in found)]
+    keep = [i for i in range(len(COMPARISON_HEADER)) if _worth(i, [row[i] for row in rows[1:]])]
+    lines = [
+        f"{mark} {'  '.join(_padded(row[i], i, rows) for i in keep)}".rstrip()
+        for mark, row in zip(marks, rows)
+        if found
+    ]
+    said = verdict(record)
+    lines += [f"* {chosen}: {said}"] if said else []
+    return "\n".join(lines)
+
+
+def _worth(column: int, cells: Sequence[str]) -> bool:
+    empty = "1" if COMPARISON_HEADER[column] == "seeds" else units.NONE
+    return any(cell != empty for cell in cells)
+
+
+def _padded(cell: str, column: int, rows: Sequence[Sequence[str]]) -> str:
+    width = max(len(row[column]) for row in rows)
+    return cell.rjust(width) if column else cell.ljust(width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One value of the network's table, and what it was in the seed where that differs."""
+
+    new: str
+    old: str | None = None
+
+
+NETWORK_HEADER = ("layer", "input", "operator", "expand", "out", "SE", "activation", "stride",
+                  "params", "MAdds")  # fmt: skip
+
+
+def network(seed: NetSpec | None, final: NetSpec) -> list[tuple[str, list[Cell]]]:
+    """The final network row by row; cells that differ from the seed's carry the old value too.
+
+    Rows are matched by name. A row that only the final network has is compared with dashes; one
+    that only the seed has comes where it stood, its new values dashes.
+    """
+    after = dict(_rows(final))
+    before = after if seed is None else dict(_rows(seed))
+    names = [*after, *(name for name in before if name not in after)]
+    names.sort(key=lambda name: name.startswith("head"))
+    nothing = (units.NONE,) * (len(NETWORK_HEADER) - 1)
+    return [
+        (name, [Cell(new=new, old=None if new == old else old)
+                for new, old in zip(after.get(name, nothing), before.get(name, nothing))])
+        for name in names
+    ]  # fmt: skip
+
+
+def _rows(spec: NetSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
+    cost, size, inputs = spec.cost(), spec.input_size, spec.in_channels
+    items: list[tuple[str, Conv | Block]] = [("stem", spec.stem)]
+    items += [(f"blocks.{i}", block) for i, block in enumerate(spec.blocks)]
+    items += [("last", spec.last)] if spec.last is not None else []
+    for name, row in items:
+        part = cost.of(name)
+        expand = row.expand if isinstance(row, Block) else None
+        reduced = next((layer.reduced for layer in part.layers if layer.kind == "excite"), None)
+        yield name, (
+            f"{size}² × {inputs}", f"{_operator(row)} {row.kernel}×{row.kernel}",
+            units.count(expand), units.count(row.out), units.count(reduced), _act(row.act),
+            str(row.stride), units.count(part.params), units.millions(part.madds),
+        )  # fmt: skip
+        size, inputs = -(-size // row.stride), row.out
+    for layer in cost.of("head").layers:
+        yield layer.name, (
+            f"{layer.size}² × {layer.inputs}", layer.kind, units.NONE, units.count(layer.out),
+            units.NONE, _act(layer.act), units.NONE,
+            units.count(layer.params), units.millions(layer.madds),
+        )  # fmt: skip
+
+
+def _act(name: str) -> str:
+    return units.NONE if name == "none" else name.replace("_", "-")
+
+
+def _operator(row: Conv | Block) -> str:
+    names = {"inverted": "bottleneck", "fused": "fused bottleneck", "separable": "separable"}
+    return "conv" if isinstance(row, Conv) else names.get(row.op, row.op)
+
+
+STEPS_HEADER = ("step", "change", "predicted", "measured", "prediction off by",
+                "short-term accuracy", "score", "proposals")  # fmt: skip
+
+
+def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """NetAdapt's accepted steps (and the seed) as cells of :data:`STEPS_HEADER`."""
+    proposals = [row.get("step") for row in rows if row.get("event") == "proposal"]
+    table = []
+    for row in rows:
+        if row.get("event") not in ("seed", "accepted"):
+            continue
+        predicted, measured = (units.number(row.get(key)) for key in ("latency_ms", "measured_ms"))
+        off = f"{100 * (predicted / measured - 1):+.1f} %" if predicted and measured else units.NONE
+        score = units.number(row.get("score"))
+        seed = row["event"] == "seed"
+        table.append((
+            str(row.get("step", units.NONE)), "seed" if seed else str(row.get("what", "")),
+            units.ms(predicted), units.ms(measured), off, units.percent(row.get("accuracy")),
+            units.NONE if seed or score is None else f"{score:.4g}",
+            units.NONE if seed else str(proposals.count(row.get("step"))),
+        ))  # fmt: skip
+    return table
+
+
+def int8_against_float(final: Row, sizes: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
+    """Rows of (what, int8, float32, int8 against float32); rows known for neither are left out."""
+    quick, slow = (final.get(key) or {} for key in ("latency", "latency_float"))
+    pairs = [
+        (f"latency, {name}", quick.get(key), slow.get(key), units.ms)
+        for name, key in (("median", "median_ms"), ("p10", "p10_ms"), ("p90", "p90_ms"))
+    ]
+    pairs.append(("file size", sizes.get("int8"), sizes.get("float32"), units.size))
+    rows = [(what, show(a), show(b), _ratio(a, b)) for what, a, b, show in pairs]
+    a, b = (units.number(final.get(f"accuracy_{kind}")) for kind in ("int8", "float"))
+    gap = units.NONE if a is None or b is None else f"{100 * (a - b):+.2f} points"
+    rows.insert(0, ("accuracy, test set", units.percent(a), units.percent(b), gap))
+    return [row for row in rows if row[1:3] != (units.NONE, units.NONE)]
+
+
+def _ratio(a: Any, b: Any) -> str:
+    top, bottom = units.number(a), units.number(b)
+    return f"× {top / bottom:.2f}" if top is not None and bottom else units.NONE
+
+
+def by_row(layers: Sequence[Row]) -> dict[str, float]:
+    """Milliseconds of each row of the network: its layers' sum, in the record's order."""
+    sums: dict[str, float] = {}
+    for layer in layers:
+        parts = str(layer.get("name", "")).split(".")
+        row = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
+        sums[row] = sums.get(row, 0.0) + (units.number(layer.get("ms")) or 0.0)
+    return sums
+
+
+LAYERS_HEADER = ("layer", "before", "after", "saved", "MAdds before", "MAdds after")
+
+
+def layers(record: Row) -> list[tuple[str, ...]]:
+    """Every layer's latency and multiply-adds before and after, cells of :data:`LAYERS_HEADER`."""
+    sides = record.get("layers") or {}
+    before, after = ({str(x.get("name")): x for x in sides.get(k) or ()} for k in ("before", "after"))
+    table = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        old, new = before.get(name, {}), after.get(name, {})
+        a, b = units.number(old.get("ms")), units.number(new.get("ms"))
+        saved = units.NONE if a is None or b is None else f"{1e3 * (a - b):.0f} µs"
+        table.append((name, units.ms(a), units.ms(b), saved, units.millions(old.get("madds")),
+                      units.millions(new.get("madds"))))  # fmt: skip
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Rows are the true classes, columns the predicted ones.
+
+    Attributes:
+        rows: (class, its images, its share right or ``None``, cells of (count, share of the row)).
+        worst: the most frequent mistakes: (true, predicted, count, share of the true class).
+    """
+
+    rows: list[tuple[str, int, float | None, list[tuple[int, float]]]]
+    worst: list[tuple[str, str, int, float]]
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], worst: int = 8) -> Confusion:
+    """Shares and the ``worst`` most frequent mistakes of a K x K matrix of counts."""
+    names = list(classes) if len(classes) == len(matrix) else [str(i) for i in range(len(matrix))]
+    rows, mistakes = [], []
+    for i, (name, counts) in enumerate(zip(names, matrix)):
+        total = sum(counts)
+        cells = [(n, n / total if total else 0.0) for n in counts]
+        rows.append((name, total, cells[i][1] if total else None, cells))
+        mistakes += [(name, names[j], n, share) for j, (n, share) in enumerate(cells)
+                     if j != i and n]  # fmt: skip
+    return Confusion(rows=rows, worst=sorted(mistakes, key=lambda x: -x[2])[:worst])

@@ -1,0 +1,252 @@
+"""Every node kind against torch, padding, folding, the whole family, and what is refused."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from mobilefit.arch import FAMILY, spec
+from mobilefit.errors import InputError
+from mobilefit.litert import compile, read_metadata
+from mobilefit.litert.graph import parse
+from mobilefit.nn import build
+from mobilefit.nn.layers import Conv2d
+
+
+class Residual(nn.Module):
+    def __init__(self, inner, join=torch.add):
+        super().__init__()
+        self.inner, self.join = inner, join
+
+    def forward(self, x):
+        return self.join(x, self.inner(x))
+
+
+class Call(nn.Module):
+    """A module around a function, as torchvision's models call them."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def gate(width):
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1)
+    )
+
+
+LAYERS = {
+    "conv": lambda: nn.Conv2d(6, 5, 3),
+    "conv without bias": lambda: nn.Conv2d(6, 5, 3, bias=False),
+    "dilated conv": lambda: nn.Conv2d(6, 5, 3, padding=2, dilation=2),
+    "oblong conv": lambda: nn.Conv2d(6, 5, (1, 3), stride=(1, 2), padding=(0, 1)),
+    "depthwise": lambda: nn.Conv2d(6, 6, 3, groups=6),
+    "depthwise, two a channel": lambda: nn.Conv2d(6, 12, 3, groups=6),
+    "dilated depthwise": lambda: nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6),
+    "batch norm after conv": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5)),
+    "batch norm after depthwise": lambda: nn.Sequential(
+        nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6)
+    ),
+    "batch norm alone": lambda: nn.BatchNorm2d(6),
+    "batch norm after activation": lambda: nn.Sequential(
+        nn.Conv2d(6, 5, 1), nn.ReLU(), nn.BatchNorm2d(5)
+    ),
+    "batch norm without parameters": lambda: nn.Sequential(
+        nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5, affine=False)
+    ),
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "conv relu": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.ReLU()),
+    "conv relu6": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.ReLU6()),
+    "conv relu relu6": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.ReLU(), nn.ReLU6()),
+    "hard swish": nn.Hardswish,
+    "hard sigmoid": nn.Hardsigmoid,
+    "conv hard sigmoid": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.Hardsigmoid()),
+    "sigmoid": nn.Sigmoid,
+    "dropout": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.Dropout(0.5), nn.ReLU()),
+    "identity": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.Identity(), nn.BatchNorm2d(5)),
+    "average pool": lambda: nn.AvgPool2d(3, 2),
+    "global pool": lambda: nn.AdaptiveAvgPool2d(1),
+    "global pool as a function": lambda: Call(
+        lambda x: nn.functional.adaptive_avg_pool2d(x, (1, 1))
+    ),
+    "mean": lambda: Call(lambda x: x.mean([2, 3])),
+    "mean kept": lambda: Call(lambda x: x.mean((-1, -2), keepdim=True)),
+    "head": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    "head with a function": lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), Call(lambda x: torch.flatten(x, 1)), nn.Linear(6, 3, bias=False)
+    ),
+    "residual": lambda: Residual(nn.Conv2d(6, 6, 3, padding=1)),
+    "residual relu": lambda: nn.Sequential(Residual(nn.Conv2d(6, 6, 1)), nn.ReLU()),
+    "residual +=": lambda: Residual(nn.Conv2d(6, 6, 1), operator.iadd),
+    "conv read twice": lambda: nn.Sequential(nn.Conv2d(6, 6, 1), Residual(nn.ReLU())),
+    "squeeze, hard": lambda: Residual(nn.Sequential(gate(6), nn.Hardsigmoid()), torch.mul),
+    "squeeze, soft": lambda: Residual(nn.Sequential(gate(6), nn.Sigmoid()), lambda x, g: g * x),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_computes_what_torch_does(name, worker, randomized, images, reference):
+    torch.manual_seed(0)
+    net, array = randomized(LAYERS[name]()), images((2, 6, 9, 8))
+    result = worker.run(compile(net, (2, 6, 9, 8)), array * 3)
+    expected = reference(net, array * 3)
+    assert result.shape == expected.shape
+    assert abs(result - expected).max() < 1e-5
+
+
+def test_a_linear_layer_takes_rows_of_features(worker, images, reference):
+    net, rows = nn.Sequential(nn.Linear(6, 4), nn.ReLU()), images((3, 6))
+    result = worker.run(compile(net, (1, 6)), rows)
+    assert abs(result - reference(net, rows)).max() < 1e-5
+
+
+# ---- padding
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("padding", ["same", "torch"])
+def test_padding(padding, kernel, stride, side, depthwise, worker, images, reference):
+    torch.manual_seed(0)
+    net = Conv2d(4, 4, kernel, stride, 4 if depthwise else 1, padding)
+    blob = compile(net, (1, 4, side, side + 2))
+    array = images((1, 4, side, side + 2))
+    assert abs(worker.run(blob, array) - reference(net, array)).max() < 1e-5
+    # torch pads an even side alike on both ends; TensorFlow's SAME at stride 2 does not
+    needs_pad = padding == "torch" and stride == 2 and side % 2 == 0
+    assert ("PAD" in worker.inspect(blob).ops) == needs_pad
+
+
+def test_a_pad_adds_no_more_than_is_read():
+    graph = parse(compile(nn.Conv2d(3, 4, 3, 2, 1), (1, 3, 8, 8)))
+    assert graph.ops[0].output.shape == (1, 9, 9, 3)
+
+
+# ---- whole networks
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "mnasnet1_0"]
+)
+def test_torchvision_models_agree_in_one_partition(name, worker, randomized, images, reference):
+    torch.manual_seed(0)
+    net = randomized(getattr(torchvision.models, name)(weights=None))
+    blob, array = compile(net, (1, 3, 96, 96)), images((2, 3, 96, 96))
+    expected = reference(net, array)
+    assert abs(worker.run(blob, array) - expected).max() < 1e-5 * max(1, abs(expected).max())
+    inspection = worker.inspect(blob)
+    assert (inspection.partitions, inspection.outside) == (1, ())
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_spec_agrees_in_one_partition(name, worker, randomized, images, reference):
+    torch.manual_seed(0)
+    net = randomized(build(spec(name).width(0.5), num_classes=10))
+    blob, array = compile(net, (1, 3, 64, 64)), images((1, 3, 64, 64))
+    assert abs(worker.run(blob, array) - reference(net, array)).max() < 1e-5
+    inspection = worker.inspect(blob)
+    assert (inspection.partitions, inspection.outside) == (1, ())
+    assert "PAD" not in inspection.ops or spec(name).padding == "torch"
+
+
+# ---- folding
+
+
+def test_the_sixth_of_a_hard_sigmoid_ends_in_the_next_weights():
+    torch.manual_seed(0)
+    squeeze = Residual(nn.Sequential(gate(6), nn.Hardsigmoid()), torch.mul)
+    project = nn.Conv2d(6, 2, 1)
+    graph = parse(compile(nn.Sequential(squeeze, project), (1, 6, 8, 8)))
+    assert [op.name for op in graph.ops] == ["MEAN", "CONV_2D", "CONV_2D", "MUL", "CONV_2D"]
+    weight = project.weight.detach().permute(0, 2, 3, 1) / 6
+    assert torch.allclose(torch.tensor(graph.ops[-1].inputs[1].data), weight)
+
+
+def test_an_activation_is_not_fused_where_the_convolution_is_read_twice():
+    net = nn.Sequential(nn.Conv2d(6, 6, 1), Residual(nn.ReLU()))
+    assert [op.name for op in parse(compile(net, (1, 6, 8, 8))).ops] == ["CONV_2D", "RELU", "ADD"]
+
+
+def test_the_head_pools_without_a_reshape():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    assert [op.name for op in parse(compile(net, (1, 6, 8, 8))).ops] == ["MEAN", "FULLY_CONNECTED"]
+
+
+def test_compiling_leaves_the_module_alone():
+    net = build(spec("mobilenet_v3_small").width(0.35), num_classes=3).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    compile(net, (1, 3, 32, 32))
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+# ---- the file
+
+
+def test_signature_and_metadata():
+    metadata = {"classes": ["a", "é"], "resolution": 8}
+    blob = compile(nn.Conv2d(3, 4, 1), (1, 3, 8, 8), metadata=metadata)
+    graph = parse(blob)
+    assert (graph.signature, graph.input_names, graph.output_names) == (
+        "serving_default", ["input"], ["output"],
+    )  # fmt: skip
+    assert graph.inputs[0].shape == (1, 8, 8, 3)
+    assert read_metadata(blob) == metadata
+    assert read_metadata(compile(nn.Conv2d(3, 4, 1), (1, 3, 8, 8))) is None
+
+
+def test_the_same_network_gives_the_same_bytes():
+    torch.manual_seed(0)
+    net = build(spec("mobilenet_v3_small").width(0.35), num_classes=3)
+    assert compile(net, (1, 3, 32, 32)) == compile(net, (1, 3, 32, 32))
+
+
+# ---- refusals
+
+
+def branching(x):
+    return x if x.sum() > 0 else -x
+
+
+REFUSED = {
+    "a layer without translation": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU()), "'1' (SiLU)"),
+    "a function without translation": (Call(lambda x: x.sin()), "'sin' (sin)"),
+    "two outputs": (Call(lambda x: (x, x)), "output"),
+    "wrong channels": (nn.Conv2d(4, 4, 1), "takes 4 channels, not 3"),
+    "wrong features": (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), "4"),
+    "an image under the kernel": (nn.Conv2d(3, 4, 9), "8x8"),
+    "flattening pixels": (nn.Flatten(), "flattening"),
+    "padded pooling": (nn.AvgPool2d(3, 2, 1), "padding"),
+    "branches": (Call(branching), "cannot be traced"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compiled_is_named(name):
+    net, message = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        compile(net, (1, 3, 8, 8))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_grouped_convolutions_are_refused():
+    with pytest.raises(InputError, match="2 groups"):
+        compile(nn.Conv2d(4, 4, 1, groups=2), (1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 0, 8), ()])
+def test_an_input_shape_that_is_none_is_refused(shape):
+    with pytest.raises(InputError, match="input_shape"):
+        compile(nn.Conv2d(3, 4, 1), shape)
