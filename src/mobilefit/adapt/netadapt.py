@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-
 from mobilefit.adapt.proposals import Kind, Latency, Proposal, propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.arch import NetSpec

@@ -15,7 +15,7 @@ from mobilefit import arch, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset, batches
 from mobilefit.errors import InputError
-from mobilefit.nn import Network, build, load_network, load_weights
+from mobilefit.nn import Network, build, load_weights
 from mobilefit.train import Evaluation, evaluation_of
 
 CALIBRATION_IMAGES = 200

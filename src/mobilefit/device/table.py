@@ -1,0 +1,246 @@
+"""A lookup table of latency: predicts any network of a space from its measured rows.
+
+The entry is a *row* of the spec (a whole block, the stem, the last convolution, the head) at its
+width and feature map size, compiled to int8 and timed alone beside a fixed reference network, whose
+own time takes the machine's drift out. A network's latency is then
+``offset + scale * (sum of its rows - one empty call each)``, offset and scale fitted to a few
+networks measured end to end. Entries are measured when first needed, and kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mobilefit import litert
+from mobilefit.arch import NetSpec
+from mobilefit.device.host import device_id, measure, shared_worker
+from mobilefit.errors import InputError
+from mobilefit.litert import StopRule, Worker, available_cores
+from mobilefit.nn import Network, build
+from mobilefit.progress import Progress
+from mobilefit.runs import machine, read_json, write_json
+
+FORMAT = 1
+ENTRY_RULE = StopRule(
+    warmup_seconds=0.01, min_runs=30, max_runs=600, min_seconds=0.03, max_seconds=0.4, spread=0.01
+)
+FIT_WIDTHS = (0.35, 0.5, 0.75, 1.0)
+"""Width multipliers of the networks that offset and scale are fitted to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One row of a network, as the table knows it."""
+
+    name: str
+    """Its module: ``stem``, ``blocks.3``, ``last``, ``head``."""
+    key: str
+    """Everything that its latency depends on, as JSON."""
+    shape: tuple[int, int, int, int]
+    """Of its input, NCHW."""
+
+
+def units(spec: NetSpec) -> Iterator[Unit]:
+    """The rows of a network, from input to output."""
+    size, inputs = spec.input_size, spec.in_channels
+    rows: list[tuple[str, Any, int]] = [("stem", spec.stem, spec.stem.stride)]
+    rows += [(f"blocks.{i}", b, b.stride) for i, b in enumerate(spec.blocks)]
+    rows += [("last", spec.last, 1)] if spec.last is not None else []
+    for name, row, stride in rows:
+        fields = dataclasses.asdict(row)
+        fields.pop("scaling", None)
+        yield _unit(name, {**fields, "kind": type(row).__name__, "padding": spec.padding}, inputs, size)
+        size, inputs = -(-size // stride), row.out
+    head = dataclasses.asdict(spec.head)
+    yield _unit("head", {"hidden": head["hidden"], "act": head["act"],
+                         "num_classes": head["num_classes"]}, inputs, size)  # fmt: skip
+
+
+def _unit(name: str, fields: dict[str, Any], inputs: int, size: int) -> Unit:
+    key = json.dumps({**fields, "inputs": inputs, "size": size}, sort_keys=True)
+    return Unit(name=name, key=key, shape=(1, inputs, size, size))
+
+
+@dataclass(kw_only=True)
+class LatencyTable:
+    """Measured rows, and the fit that adds them up.
+
+    Attributes:
+        device: where it was measured; it predicts for no other.
+        rows: milliseconds by :attr:`Unit.key`.
+        offset: milliseconds.
+        scale: without unit.
+        frozen: measure nothing more; a row that is missing is an error.
+    """
+
+    device: str
+    rows: dict[str, float] = field(default_factory=dict)
+    offset: float = 0.0
+    scale: float = 1.0
+    frozen: bool = False
+    worker: Worker | None = None
+    _reference: tuple[bytes, float] | None = None
+
+    @classmethod
+    def build(cls, spec: NetSpec, *, worker: Worker | None = None) -> LatencyTable:
+        """A table for a network and its narrower relatives, fitted to this machine."""
+        table = cls(device=device_id(), worker=worker)
+        table.fit([spec.width(width) for width in FIT_WIDTHS])
+        return table
+
+    def predict(self, spec: NetSpec) -> float:
+        """Milliseconds of a network, measuring the rows that are missing.
+
+        Raises:
+            InputError: a row is missing and the table is frozen.
+        """
+        return self.offset + self.scale * sum(self.row_times(spec).values())
+
+    def row_times(self, spec: NetSpec) -> dict[str, float]:
+        """Milliseconds of each row of a network, by name; not scaled by the fit."""
+        self.ensure([spec])
+        return {unit.name: self.rows[unit.key] for unit in units(spec)}
+
+    def ensure(self, specs: Sequence[NetSpec], label: str | None = None) -> None:
+        """Measure every row of the networks that is not there yet."""
+        missing = {u.key: (u, spec) for spec in specs for u in units(spec) if u.key not in self.rows}
+        if missing and self.frozen:
+            raise InputError(
+                f"the latency table lacks {next(iter(missing))}", "build it again for this network"
+            )
+        with Progress(len(missing), label, unit="row") as progress:
+            for key, (unit, spec) in missing.items():
+                self.rows[key] = self._time(unit, spec)
+                progress.update(1)
+
+    def fit(self, specs: Sequence[NetSpec]) -> None:
+        """Fit offset and scale, by least squares on the relative error, to measured networks."""
+        sums = [sum(self.row_times(spec).values()) for spec in specs]
+        measured = [measure(_int8(_network(s), _shape(s)), worker=self.worker).median_ms for s in specs]
+        weights = [1 / value**2 for value in measured]
+        total = sum(weights)
+        mean_x = sum(w * x for w, x in zip(weights, sums)) / total
+        mean_y = sum(w * y for w, y in zip(weights, measured)) / total
+        spread = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, sums))
+        shared = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in zip(weights, sums, measured))
+        self.scale = shared / spread if spread > 0 else 1.0
+        self.offset = mean_y - self.scale * mean_x
+
+    def check(self, specs: Sequence[NetSpec], label: str | None = None) -> TableCheck:
+        """Compare predictions with end-to-end measurements of the networks."""
+        self.ensure(specs, label)
+        with Progress(len(specs), label, unit="network") as progress:
+            pairs = []
+            for spec in specs:
+                blob = _int8(_network(spec), _shape(spec))
+                pairs.append((self.predict(spec), measure(blob, worker=self.worker).median_ms))
+                progress.update(1)
+        return TableCheck(pairs=tuple(pairs))
+
+    def save(self, path: Path) -> None:
+        """Write the table with its provenance."""
+        write_json(path, {"format": FORMAT, "device": self.device, "offset": self.offset,
+                          "scale": self.scale, "machine": machine(), "rows": self.rows})  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path, *, worker: Worker | None = None) -> LatencyTable:
+        """Read a table that was measured on this device.
+
+        Raises:
+            InputError: it is missing or damaged, or comes from another device (names both).
+        """
+        value = read_json(path)
+        try:
+            if value["format"] != FORMAT:
+                raise InputError(f"{path} has the unknown format {value['format']}", "build it again")
+            rows = {str(key): float(ms) for key, ms in value["rows"].items()}
+            table = cls(device=str(value["device"]), rows=rows, offset=float(value["offset"]),
+                        scale=float(value["scale"]), worker=worker)  # fmt: skip
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{path} is not a latency table: {error!r}", "build it again") from error
+        if table.device != device_id():
+            raise InputError(
+                f"{path} was measured on '{table.device}', this is '{device_id()}'",
+                "build a table on this device",
+            )
+        return table
+
+    def _time(self, unit: Unit, spec: NetSpec) -> float:
+        """Milliseconds of a row beyond an empty call, corrected for the machine's present speed."""
+        module = _network(spec).head if unit.name == "head" else _network(spec).layer(unit.name)
+        blob, nominal = self._reference_time()
+        row, reference, empty = self._times(_int8(module, unit.shape), blob, _empty())
+        return max(0.0, (row - empty) * nominal / reference)
+
+    def _reference_time(self) -> tuple[bytes, float]:
+        if self._reference is None:
+            layer = nn.Conv2d(64, 64, 1)
+            blob = _int8(layer, (1, 64, 14, 14))
+            self._reference = blob, statistics.median(self._times(blob)[0] for _ in range(5))
+        return self._reference
+
+    def _times(self, *blobs: bytes) -> list[float]:
+        worker = self.worker or shared_worker()
+        core = max(available_cores())
+        return [times.median for times in worker.time_many(blobs, core=core, rule=ENTRY_RULE)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCheck:
+    """How well a table predicts: pairs of predicted and measured milliseconds."""
+
+    pairs: tuple[tuple[float, float], ...]
+
+    @property
+    def median_error(self) -> float:
+        """Median of |predicted - measured| / measured."""
+        return statistics.median(abs(p - m) / m for p, m in self.pairs)
+
+    @property
+    def kendall_tau(self) -> float:
+        """Rank correlation, tau-a: 1 when the order is the same throughout."""
+        pairs = self.pairs
+        score = sum(
+            _sign((a[0] - b[0]) * (a[1] - b[1])) for i, a in enumerate(pairs) for b in pairs[:i]
+        )
+        return score / (len(pairs) * (len(pairs) - 1) / 2)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _network(spec: NetSpec) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(spec).eval()
+
+
+def _shape(spec: NetSpec) -> tuple[int, int, int, int]:
+    return (1, spec.in_channels, spec.input_size, spec.input_size)
+
+
+def _int8(module: nn.Module, shape: tuple[int, int, int, int]) -> bytes:
+    whole = isinstance(module, Network)
+    return litert.with_random_ranges(
+        litert.compile(module.eval(), shape), edges="float" if whole else "int8"
+    )
+
+
+_EMPTY: list[bytes] = []
+
+
+def _empty() -> bytes:
+    """A network that does almost nothing: what a call costs."""
+    if not _EMPTY:
+        _EMPTY.append(_int8(nn.Conv2d(8, 8, 1), (1, 8, 1, 1)))
+    return _EMPTY[0]
