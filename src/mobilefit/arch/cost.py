@@ -113,16 +113,17 @@ def _block(block: Block, name: str, inputs: int, size: int) -> Iterator[Layer]:
     out_size, k, s, act = -(-size // block.stride), block.kernel, block.stride, block.act
     wide = block.width(inputs)
     residual = block.has_residual(inputs)
-    kept = inputs * size**2 if residual else 0
+    kept = inputs * size**2 if residual else 0  # beside every layer but the first, which reads it
     if block.op == "conv":
-        yield _conv(f"{name}.conv", inputs, block.out, size, k, s, act, kept, residual=residual)
+        yield _conv(f"{name}.conv", inputs, block.out, size, k, s, act, residual=residual)
         return
     if block.op == "fused":
-        yield _conv(f"{name}.expand", inputs, wide, size, k, s, act, kept)
+        yield _conv(f"{name}.expand", inputs, wide, size, k, s, act)
     else:
         if block.expand is not None:
-            yield _conv(f"{name}.expand", inputs, wide, size, 1, 1, act, kept)
-        yield _depthwise(f"{name}.depthwise", wide, size, k, s, act, kept)
+            yield _conv(f"{name}.expand", inputs, wide, size, 1, 1, act)
+        first = block.expand is None
+        yield _depthwise(f"{name}.depthwise", wide, size, k, s, act, 0 if first else kept)
     if block.se is not None:
         yield _excite(f"{name}.se", block.se, wide, inputs, out_size, kept)
     act = act if block.op == "separable" else "none"

@@ -17,6 +17,7 @@ At 1.0 they agree. At 0.75 they differ in 12 of V3-Large's 15 blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -70,8 +71,8 @@ def scale_width(
     Raises:
         InputError: the multiplier is not positive, or a name is unknown.
     """
-    if not multiplier > 0:
-        raise InputError(f"width multiplier {multiplier} is not positive")
+    if not 0 < multiplier < math.inf:
+        raise InputError(f"width multiplier {multiplier} is not a positive number")
     if rules not in get_args(WidthRules):
         raise unknown("width rule", rules, get_args(WidthRules))
     if head is not None and head not in get_args(Scaling):

@@ -185,7 +185,7 @@ class NetSpec:
             raise InputError("spec field 'blocks' is not a list of rows")
         fields["blocks"] = tuple(_make(Block, b, f"blocks.{i}") for i, b in enumerate(blocks))
         for name, kind in _PARTS.items():
-            if fields.get(name) is not None:
+            if name in fields and (name, fields[name]) != ("last", None):
                 fields[name] = _make(kind, fields[name], name)
         made: NetSpec = _make(cls, fields, "spec")
         return made
@@ -230,6 +230,7 @@ def _problems(spec: NetSpec) -> Iterator[str]:
     for name, conv in (("stem", spec.stem), ("last", spec.last)):
         if conv is not None:
             yield from _conv_problems(name, conv)
+            yield from _choice(f"{name}.scaling", conv.scaling, Scaling)
     for index, block in enumerate(spec.blocks):
         yield from _conv_problems(f"blocks.{index}", block)
         yield from _block_problems(f"blocks.{index}", block)
@@ -238,9 +239,14 @@ def _problems(spec: NetSpec) -> Iterator[str]:
     yield from _positive("head.num_classes", spec.head.num_classes)
     yield from _positive("head.hidden", spec.head.hidden)
     yield from _choice("head.act", spec.head.act, Activation)
+    yield from _choice("head.scaling", spec.head.scaling, Scaling)
     yield from _choice("padding", spec.padding, Padding)
-    if not 0 <= spec.head.dropout < 1:
+    if not _is_number(spec.head.dropout) or not 0 <= spec.head.dropout < 1:
         yield f"head.dropout {spec.head.dropout} is not in [0, 1)"
+    if not _is_number(spec.norm.eps) or not spec.norm.eps > 0:
+        yield f"norm.eps {spec.norm.eps} is not above 0"
+    if not _is_number(spec.norm.momentum) or not 0 <= spec.norm.momentum <= 1:
+        yield f"norm.momentum {spec.norm.momentum} is not in [0, 1]"
 
 
 def _conv_problems(where: str, conv: Conv | Block) -> Iterator[str]:
@@ -248,7 +254,7 @@ def _conv_problems(where: str, conv: Conv | Block) -> Iterator[str]:
     yield from _choice(f"{where}.act", conv.act, Activation)
     if conv.se is not None:
         yield from _choice(f"{where}.se", conv.se, Excite)
-    if conv.kernel % 2 == 0 or conv.kernel < 1:
+    if not isinstance(conv.kernel, int) or conv.kernel % 2 == 0 or conv.kernel < 1:
         yield f"{where}.kernel {conv.kernel} is not an odd size"
     if conv.stride not in (1, 2):
         yield f"{where}.stride {conv.stride} is neither 1 nor 2"
@@ -271,7 +277,11 @@ def _positive(where: str, value: int | None) -> Iterator[str]:
 
 def _choice(where: str, value: str, kind: Any) -> Iterator[str]:
     if value not in get_args(kind):
-        yield f"{where}: {unknown('value', value, get_args(kind))}"
+        yield f"{where}: {unknown('value', str(value), get_args(kind))}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def difference(old: NetSpec, new: NetSpec) -> list[str]:

@@ -22,24 +22,26 @@ class Row(nn.Sequential):
         super().__init__()
         self.residual = block.has_residual(inputs)
         make = partial(ConvNormAct, padding=spec.padding, norm=spec.norm)
-        window = {"kernel": block.kernel, "stride": block.stride}
+        spatial = partial(make, kernel=block.kernel, stride=block.stride)
         wide = block.width(inputs)
         if block.op == "conv":
-            self.conv = make(inputs, block.out, **window, act=block.act)
+            self.conv = spatial(inputs, block.out, act=block.act)
             return
         if block.op == "fused":
-            self.expand = make(inputs, wide, **window, act=block.act)
+            self.expand = spatial(inputs, wide, act=block.act)
         else:
             if block.expand is not None:
                 self.expand = make(inputs, wide, act=block.act)
-            self.depthwise = make(wide, wide, **window, groups=wide, act=block.act)
+            self.depthwise = spatial(wide, wide, groups=wide, act=block.act)
         if block.se is not None:
             self.se = SqueezeExcite(wide, reduced_width(block.se, wide, inputs), block.se)
         self.project = make(wide, block.out, act=block.act if block.op == "separable" else "none")
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H/stride, W/stride]``."""
-        out: Tensor = super().forward(x)
+        out = x
+        for layer in self:
+            out = layer(out)
         return x + out if self.residual else out
 
 

@@ -103,9 +103,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], NetSpec | None]:
             spec = metadata.get("spec")
             return state, None if spec is None else NetSpec.from_json(spec)
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
+    except InputError as error:  # its spec is none
+        raise InputError(f"{path}: {error.message}", error.hint) from error
     except Exception as error:  # torch and safetensors raise half a dozen kinds for a damaged file
+        if "Unsupported global" in str(error):  # torch's own message spans a screen
+            raise InputError(
+                f"{path} is not a readable weights file: it holds Python objects, not tensors alone",
+                "save the model's state_dict() instead",
+            ) from error
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "damaged"
         raise InputError(
             f"{path} is not a readable weights file: {reason}", "it is damaged or cut short"
