@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import json
 from pathlib import Path
@@ -40,15 +41,25 @@ def write_report(run_dir: Path) -> Path:
     record = runs.read_json(record_path) if record_path.exists() else {}
     if not isinstance(record, dict):
         raise InputError(f"{record_path} is not a run's record: the JSON is not an object")
-    steps = runs.read_jsonl(run_dir / "netadapt.jsonl")
+    steps = [row for row in runs.read_jsonl(run_dir / "netadapt.jsonl") if isinstance(row, dict)]
     metrics = _metrics(run_dir)
     if not (record or steps or metrics):
         raise InputError(
             f"no run records in {run_dir}", "give the folder that 'mobilefit design' wrote"
         )
+    try:
+        page = _template().render(_content(run_dir, record, steps, metrics))
+    except (*_SHAPE_ERRORS, InputError) as error:
+        raise InputError(
+            f"cannot make sense of {record_path} and the rows beside it: {error}"
+        ) from error
     path = run_dir / NAME
-    runs.write_atomic(path, _render(_content(run_dir, record, steps, metrics)))
+    runs.write_atomic(path, page)
     return path
+
+
+_SHAPE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError)
+"""What a record of another shape than expected ends in."""
 
 
 def _metrics(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
@@ -62,16 +73,18 @@ def _metrics(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _render(content: dict[str, Any]) -> str:
+@functools.cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,  # a record may lack any field
+    )  # fmt: skip
     environment.filters |= {
         "ms": units.ms, "percent": units.percent, "count": units.count, "seconds": units.seconds,
         "millions": units.millions, "size": units.size,
     }  # fmt: skip
     folder = importlib.resources.files("mobilefit.report")
-    return environment.from_string((folder / "page.html.jinja").read_text("utf-8")).render(content)
+    return environment.from_string((folder / "page.html.jinja").read_text("utf-8"))
 
 
 def _content(

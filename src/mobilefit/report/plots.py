@@ -7,13 +7,16 @@ one drawing follows the reader's light or dark setting.
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D
 
 from mobilefit.report import tables, units
 
@@ -29,7 +32,7 @@ COLOURS = {
     "budget": "#c8324a",
 }
 _SERIES = ("adapted", "width", "seed", "budget", "steps", "muted")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it is small, and it can be selected and searched
     "text.parse_math": False,  # a class may be called "$5"
     "font.family": "sans-serif",
@@ -64,7 +67,7 @@ def inline(svg: bytes) -> str:
     text = svg.decode()
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # figure_1 and so on: ids are unique in a page
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 and so on: ids are unique in a page
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return text[text.index("<svg") :]
@@ -98,13 +101,17 @@ def frontier_figure(record: tables.Row, steps: Sequence[tables.Row]) -> bytes:
         figure = Figure(figsize=(5.8, 4.6 if short else 3.5), layout="constrained")
         ratios = {"height_ratios": [2.2, 1]} if short else None
         axes = figure.subplots(2 if short else 1, 1, sharex=True, squeeze=False, gridspec_kw=ratios)
-        _draw_results(axes[0, 0], record)
+        marks = _draw_results(axes[0, 0], record)
         if short:
             _draw_steps(axes[1, 0], short)
+        budget = units.number(record.get("budget_ms"))
         for axis in axes[:, 0]:
-            _draw_budget(axis, units.number(record.get("budget_ms")))
-        axes[0, 0].legend(loc="best")
+            _draw_budget(axis, budget)
         axes[-1, 0].set_xlabel("measured latency, median (ms)")
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names) or 1)
+        if marks:
+            _label(axes[0, 0], marks, budget)
     return _svg(figure, "frontier")
 
 
@@ -119,7 +126,12 @@ def _short_term(steps: Sequence[tables.Row]) -> list[tuple[float, float]]:
     return points
 
 
-def _draw_results(axis: Axes, record: tables.Row) -> None:
+Mark = tuple[str, float, float]
+"""A network's label, milliseconds and percent."""
+
+
+def _draw_results(axis: Axes, record: tables.Row) -> list[Mark]:
+    marks: list[Mark] = []
     found = tables.entries(record)
     int8 = any(entry.accuracy_int8 for entry in found)
     width_line = []
@@ -139,14 +151,71 @@ def _draw_results(axis: Axes, record: tables.Row) -> None:
             label=None if entry.kind in named else _NAMES.get(entry.kind, entry.kind),
         )  # fmt: skip
         named.add(entry.kind)
-        axis.annotate(entry.label, (x.mean, 100 * y.mean), xytext=(6, -11),
-                      textcoords="offset points", fontsize=8, color=COLOURS["muted"])  # fmt: skip
+        marks.append((entry.label, x.mean, 100 * y.mean))
         width_line += [(x.mean, 100 * y.mean)] if entry.kind in ("seed", "width") else []
     if len(width_line) > 1:
         axis.plot(*zip(*sorted(width_line)), color=COLOURS["width"], lw=1, ls=":", zorder=1)
     axis.margins(0.14)
     axis.set_title("trained and measured")
     axis.set_ylabel(f"accuracy, {'int8' if int8 else 'float32'} (%)")
+    return marks
+
+
+_LABEL_SIZE = 8.0
+
+
+def _label(axis: Axes, marks: Sequence[Mark], budget: float | None) -> None:
+    """Name the marks, each on the side where it covers least of other names, marks and lines.
+
+    Networks of one latency are what the figure is about, so marks do stand close together. Sizes
+    are estimated: the reader's font is not known here.
+    """
+    axis.figure.draw_without_rendering()  # the layout is final from here on
+    to_points = axis.transData + Affine2D().scale(72 / axis.figure.dpi)
+    left, right = to_points.transform([(x, axis.get_ylim()[0]) for x in axis.get_xlim()])[:, 0]
+    middles = to_points.transform([(x, y) for _, x, y in marks])
+    taken = [(_square(x, y, 5), 10) for x, y in middles]
+    for line in axis.get_lines():
+        if line.get_linestyle() == ":":
+            corners = to_points.transform(line.get_xydata())
+            taken += [(_square(x, y, 1), 1) for x, y in _along(corners)]
+    if budget is not None:
+        x = to_points.transform((budget, axis.get_ylim()[0]))[0]
+        taken.append(((x - 2, -math.inf, x + 2, math.inf), 10))
+    for (name, ms, percent), (x, y) in zip(marks, middles):
+        width = 0.52 * _LABEL_SIZE * len(name)
+        places = []
+        for dx, dy in itertools.product((7, -7), (-9, 3, -18, 12)):
+            start = x + dx if dx > 0 else x + dx - width
+            box = (start, y + dy, start + width, y + dy + _LABEL_SIZE)
+            outside = 10 * (box[0] < left or box[2] > right)
+            covered = sum(cost for other, cost in taken if _overlap(box, other))
+            places.append((outside + covered, dx, dy, box))
+        _, dx, dy, box = min(places, key=lambda place: place[0])
+        taken.append((box, 10))
+        axis.annotate(name, (ms, percent), xytext=(dx, dy), textcoords="offset points",
+                      fontsize=_LABEL_SIZE, ha="left" if dx > 0 else "right",
+                      color=COLOURS["muted"])  # fmt: skip
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top in points."""
+
+
+def _square(x: float, y: float, half: float) -> Box:
+    return x - half, y - half, x + half, y + half
+
+
+def _along(corners: Any) -> Iterator[tuple[float, float]]:
+    """Points every few points along a line through ``corners``, [n, 2]."""
+    for (x, y), (to_x, to_y) in itertools.pairwise(corners):
+        steps = max(1, round(math.hypot(to_x - x, to_y - y) / 4))
+        for i in range(steps + 1):
+            yield x + (to_x - x) * i / steps, y + (to_y - y) * i / steps
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]]) -> None:
@@ -183,10 +252,15 @@ def layers_figure(before: Mapping[str, float], after: Mapping[str, float]) -> by
 
 
 def curves_figure(runs: Mapping[str, Sequence[tables.Row]]) -> bytes | None:
-    """Loss and top-1 over the steps of each training run; ``None`` if nothing was recorded."""
+    """Losses and top-1 over the steps of each training run; ``None`` if nothing was recorded.
+
+    Training and validation loss have an axis each: label smoothing is in the first alone.
+    """
+    dots = {"marker": "o", "markersize": 3}
     panels: list[tuple[str, str, float, dict[str, Any]]] = [
         ("loss", "training loss", 1.0, {}),
-        ("top1", "top-1 (%)", 100.0, {"marker": "o", "markersize": 3}),
+        ("val_loss", "validation loss", 1.0, dots),
+        ("val_top1", "validation top-1 (%)", 100.0, dots),
     ]
     series = {key: {name: points for name, rows in runs.items() if (points := _points(rows, key))}
               for key, *_ in panels}  # fmt: skip
@@ -194,7 +268,7 @@ def curves_figure(runs: Mapping[str, Sequence[tables.Row]]) -> bytes | None:
     if not panels:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.8, 2.4 * len(panels) + 0.3), layout="constrained")
+        figure = Figure(figsize=(5.8, 2.1 * len(panels) + 0.3), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
         colours = dict(zip(runs, (COLOURS[_SERIES[i % len(_SERIES)]] for i in range(len(runs)))))
         styles = dict(zip(runs, ("-" if i < len(_SERIES) else "--" for i in range(len(runs)))))

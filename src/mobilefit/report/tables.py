@@ -97,7 +97,9 @@ def comparison(entry: Entry) -> tuple[str, ...]:
 def _ms(stat: Stat | None) -> str:
     if stat is None or stat.spread is None:
         return units.ms(stat and stat.mean)
-    return f"{units.significant(stat.mean)} ± {units.significant(stat.spread)} ms"
+    mean = units.significant(stat.mean)
+    decimals = len(mean.partition(".")[2])
+    return f"{mean} ± {stat.spread:.{decimals}f} ms"
 
 
 def _between(pair: tuple[float, float] | None) -> str:
@@ -220,7 +222,7 @@ STEPS_HEADER = ("step", "change", "predicted", "measured", "prediction off by",
 def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """NetAdapt's accepted steps (and the seed) as cells of :data:`STEPS_HEADER`."""
     proposals = [row.get("step") for row in rows if row.get("event") == "proposal"]
-    table = []
+    table: list[tuple[str, ...]] = []
     for row in rows:
         if row.get("event") not in ("seed", "accepted"):
             continue
@@ -274,7 +276,7 @@ def layers(record: Row) -> list[tuple[str, ...]]:
     """Every layer's latency and multiply-adds before and after, cells of :data:`LAYERS_HEADER`."""
     sides = record.get("layers") or {}
     before, after = ({str(x.get("name")): x for x in sides.get(k) or ()} for k in ("before", "after"))
-    table = []
+    table: list[tuple[str, ...]] = []
     for name in [*before, *(name for name in after if name not in before)]:
         old, new = before.get(name, {}), after.get(name, {})
         a, b = units.number(old.get("ms")), units.number(new.get("ms"))

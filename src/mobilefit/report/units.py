@@ -23,9 +23,10 @@ def ms(value: Any) -> str:
 
 def significant(value: float) -> str:
     """Three significant digits without an exponent."""
-    if value == 0 or abs(value) >= 100:
+    rounded = abs(float(f"{value:.3g}"))  # 9.999 is 10.0, not 10.00
+    if rounded == 0 or rounded >= 100:
         return f"{value:.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.{2 - math.floor(math.log10(rounded))}f}"
 
 
 def percent(value: Any) -> str:
@@ -51,7 +52,7 @@ def size(value: Any) -> str:
     found = number(value)
     if found is None:
         return NONE
-    return f"{found / 1e6:.2f} MB" if found >= 1e6 else f"{found / 1e3:.0f} kB"
+    return f"{found / 1e6:.2f} MB" if found >= 999_500 else f"{found / 1e3:.0f} kB"
 
 
 def seconds(value: Any) -> str:

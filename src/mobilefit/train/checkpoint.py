@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mobilefit.errors import InputError
-from mobilefit.runs import atomic_file
+from mobilefit.runs import write_atomic
 
 Identity = dict[str, Any]
 """What two runs must share to take the same steps."""
@@ -20,8 +21,9 @@ def save_checkpoint(path: Path, identity: Identity, state: dict[str, Any]) -> No
     Raises:
         InputError: it could not be written.
     """
-    with atomic_file(path) as file:
-        torch.save({"identity": identity, "state": state}, file)
+    buffer = io.BytesIO()  # torch.save to a file hides a full disk behind a RuntimeError
+    torch.save({"identity": identity, "state": state}, buffer)
+    write_atomic(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, identity: Identity) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from mobilefit.arch import NetSpec
 from mobilefit.data import AUGMENTS, ImageSet, Preset, batch_count, batches
 from mobilefit.errors import InputError, MobilefitError
 from mobilefit.progress import Progress
@@ -104,6 +105,7 @@ def fit(
         KeyboardInterrupt: after the step in hand is done and a checkpoint written.
     """
     plan = _plan(train_set, recipe, steps, checkpoint_every)
+    _require_outputs(net, [train_set] if validation is None else [train_set, validation])
     folder = _open_folder(out, resume)
     fabric = _fabric(accelerator, recipe)
     with _borrowed(net, recipe, fabric.device):
@@ -164,6 +166,16 @@ def _plan(
     )
 
 
+def _require_outputs(net: nn.Module, sets: list[ImageSet]) -> None:
+    spec = getattr(net, "spec", None)
+    highest = max(int(images.labels.max(initial=0)) for images in sets)
+    if isinstance(spec, NetSpec) and highest >= spec.head.num_classes:
+        raise InputError(
+            f"label {highest} among the images, but the network has {spec.head.num_classes} outputs",
+            "build it with as many outputs as there are classes",
+        )
+
+
 def _open_folder(out: Path | None, resume: bool) -> Path | None:
     if out is None:
         if resume:
@@ -199,7 +211,7 @@ def _borrowed(net: nn.Module, recipe: Recipe, device: torch.device) -> Iterator[
     with torch.random.fork_rng(cuda), batchnorm.momentum(net, recipe.bn_momentum):
         net.train()
         if recipe.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.to(memory_format=torch.channels_last)
         try:
             yield
         finally:
@@ -208,7 +220,7 @@ def _borrowed(net: nn.Module, recipe: Recipe, device: torch.device) -> Iterator[
             net.zero_grad(set_to_none=True)
             net.to(home)
             if recipe.channels_last:
-                net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                net.to(memory_format=torch.contiguous_format)
 
 
 def _identity(
@@ -361,7 +373,9 @@ class Run:
         if not (self.folder / CHECKPOINT).exists():
             write_atomic(self.folder / METRICS, "")  # stopped before its first checkpoint
             return
-        self.trainer.load_state_dict(load_checkpoint(self.folder / CHECKPOINT, self.identity))
+        state = load_checkpoint(self.folder / CHECKPOINT, self.identity)
+        self.trainer.load_state_dict(state)
+        self._window.losses, self._window.steps = state["window"]
         rows = read_jsonl(self.folder / METRICS)
         self.history = [row for row in rows if row["step"] <= self.trainer.done]
         write_atomic(self.folder / METRICS, "")
@@ -401,11 +415,11 @@ class Run:
             lr = trainer.lr
             with interrupts.held():
                 loss = trainer.step(images, labels)
-            now = time.perf_counter()
-            self._window.add(loss, len(labels), now - marked)
-            self._images, self._seconds = self._images + len(labels), self._seconds + now - marked
-            bar.update(len(labels))
-            self._record(lr, bar)
+                taken = time.perf_counter() - marked
+                self._window.add(loss, len(labels), taken)
+                self._images, self._seconds = self._images + len(labels), self._seconds + taken
+                bar.update(len(labels))
+                self._record(lr, bar)
             marked = time.perf_counter()
             if trainer.done == trainer.plan.steps:
                 break
@@ -441,7 +455,9 @@ class Run:
     def _save(self) -> None:
         self.trainer.require_finite()
         if self.folder is not None:
-            save_checkpoint(self.folder / CHECKPOINT, self.identity, self.trainer.state_dict())
+            window = (self._window.losses, self._window.steps)
+            state = {**self.trainer.state_dict(), "window": window}
+            save_checkpoint(self.folder / CHECKPOINT, self.identity, state)
 
 
 def _note(row: dict[str, float]) -> str:
@@ -475,7 +491,7 @@ class Window:
 
 
 class Interrupts:
-    """Lets Ctrl-C through between steps only, so that what is saved is a whole step.
+    """Lets Ctrl-C through between steps only, so that what is saved is a whole step and its row.
 
     A second Ctrl-C is let through at once. Outside of the main thread Python delivers none.
 

@@ -1,0 +1,180 @@
+"""A run's records as the design verb leaves them, made up but of realistic numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mobilefit.arch import NetSpec, spec
+
+Record = dict[str, Any]
+CLASSES = ("dress", "hat", "long sleeve", "shirt", "shoes & <b>socks</b>", "t-shirt")
+BUDGET = 0.42
+
+
+def seed_spec() -> NetSpec:
+    """V3-Small for six classes."""
+    return spec("mobilenet_v3_small").resolution(96).classes(len(CLASSES))
+
+
+def final_spec() -> NetSpec:
+    """The seed with narrower blocks, as NetAdapt leaves it."""
+    seed = seed_spec()
+    blocks = [
+        replace(block, expand=block.expand and 8 * max(1, round(block.expand * share / 8)))
+        for block, share in zip(seed.blocks, (1, 0.8, 0.7, 0.6, 0.9, 0.55, 0.8, 1, 0.5, 0.75, 0.6))
+    ]
+    return replace(seed, name="mobilenet_v3_small adapted", blocks=tuple(blocks))
+
+
+def latency(median: float) -> Record:
+    """A measurement as the record holds it."""
+    return {
+        "p10_ms": median * 0.985, "median_ms": median, "p90_ms": median * 1.03, "runs": 400,
+        "stable": True, "threads": 1, "core": 1, "device": "a device", "runtime": "LiteRT 2.3.0",
+        "date": "2026-05-01T10:20:30+00:00",
+    }  # fmt: skip
+
+
+def results() -> list[Record]:
+    """The seed network, the adapted one and two of the width family, three seeds each."""
+    nets = [
+        ("mobilenet_v3_small", "seed", 0.585, 0.881, seed_spec()),
+        ("NetAdapt", "adapted", 0.412, 0.8755, final_spec()),
+        ("width 0.75", "width", 0.418, 0.8635, seed_spec().width(0.75)),
+        ("width 0.5", "width", 0.301, 0.842, seed_spec().width(0.5)),
+    ]
+    rows = []
+    for label, kind, ms, accuracy, net in nets:
+        for number in range(3):
+            wobble = (number - 1) * 0.004 + 0.001 * math.sin(7 * ms + number)
+            rows.append({
+                "label": label, "kind": kind, "seed": number, "latency": latency(ms + wobble / 4),
+                "accuracy_int8": accuracy + wobble, "accuracy_float": accuracy + wobble + 0.003,
+                "params": net.cost().params, "madds": net.cost().madds,
+            })  # fmt: skip
+    return rows
+
+
+def layers(net: NetSpec) -> list[Record]:
+    """Milliseconds of each layer, roughly by its work."""
+    return [
+        {"name": layer.name, "ms": 0.004 + layer.madds * 2.2e-8, "madds": layer.madds}
+        for layer in net.cost().layers
+    ]
+
+
+def png(seed: int) -> str:
+    """A small smooth picture."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((48, 60), Image.Resampling.BICUBIC).save(file, "png")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+CONFUSION = [
+    [44, 0, 2, 1, 0, 3],
+    [0, 50, 0, 0, 0, 0],
+    [1, 0, 40, 7, 0, 2],
+    [2, 0, 9, 35, 0, 4],
+    [0, 1, 0, 0, 49, 0],
+    [1, 0, 3, 2, 0, 44],
+]
+
+
+def record() -> Record:
+    """``record.json`` of a whole design run."""
+    misclassified = [
+        {"index": 17 * i, "true": CLASSES[i % 6], "predicted": CLASSES[(i + 3) % 6],
+         "confidence": 0.97 - 0.06 * i, "png_base64": png(i)}
+        for i in range(8)
+    ]  # fmt: skip
+    return {
+        "verb": "design",
+        "command": "mobilefit design clothing --latency 0.42ms --resolution 96 --out run",
+        "config": {"data": "clothing", "latency": "0.42ms", "resolution": 96, "minutes": 30.0},
+        "seed": 0, "started": "2026-05-01T10:00:00+00:00", "finished": "2026-05-01T10:31:12+00:00",
+        "seconds": {"data": 7.2, "seed network": 310.0, "netadapt": 905.5, "training": 615.0},
+        "budget_ms": BUDGET,
+        "data": {
+            "name": "clothing", "classes": list(CLASSES), "fingerprint": "9f2c71d0e5ab",
+            "sizes": {"train": 2400, "validation": 300, "test": 300},
+            "skipped": [{"path": "clothing/hat/broken.jpg", "why": "cut short after 812 bytes"}],
+        },
+        "seed_spec": seed_spec().to_dict(), "final_spec": final_spec().to_dict(),
+        "results": results(),
+        "final": {
+            "label": "NetAdapt", "latency": latency(0.4118), "latency_float": latency(0.8262),
+            "accuracy_int8": 0.8733, "accuracy_float": 0.8767, "confusion": CONFUSION,
+            "misclassified": misclassified,
+            "files": {"int8": "model_int8.tflite", "float32": "model_float32.tflite"},
+        },
+        "layers": {"before": layers(seed_spec()), "after": layers(final_spec())},
+        "machine": {
+            "cpu": "An Example 9000", "cpu_flags": ["avx2", "avx512_vnni", "fma"], "cores": 2,
+            "memory_gib": 15.6, "system": "Linux 6.1 x86_64", "python": "3.11.2",
+            "packages": {"mobilefit": "0.1.0", "torch": "2.14.0"},
+            "date": "2026-05-01T10:00:00+00:00",
+        },
+    }  # fmt: skip
+
+
+def netadapt() -> list[Record]:
+    """``netadapt.jsonl``: the seed, and twelve steps of three proposals each."""
+    rows: list[Record] = [{
+        "event": "seed", "step": 0, "what": "seed", "latency_ms": 0.57, "measured_ms": 0.585,
+        "accuracy": 0.88, "spec_id": "0" * 12, "spec": seed_spec().to_dict(),
+    }]  # fmt: skip
+    ms, accuracy = 0.57, 0.88
+    for step in range(1, 13):
+        ms, accuracy = ms - 0.0138, accuracy - 0.002 * (1 + math.sin(step))
+        proposal = {
+            "step": step, "what": f"blocks.{step % 11}.expand 96 -> 88", "latency_ms": ms,
+            "accuracy": accuracy, "score": -0.31 - step / 100,
+        }  # fmt: skip
+        for number in range(3):
+            rows.append({**proposal, "event": "proposal", "measured_ms": None,
+                         "spec_id": f"{step:06d}{number:06d}"})  # fmt: skip
+        rows.append({**proposal, "event": "accepted", "measured_ms": ms * 1.02,
+                     "spec_id": f"{step:06d}{0:06d}", "spec": final_spec().to_dict()})  # fmt: skip
+    return rows
+
+
+def metrics(offset: float) -> list[Record]:
+    """``metrics.jsonl`` as the training loop writes it: validation after each epoch alone."""
+    rows = []
+    for step in range(4, 161, 4):
+        row = {
+            "step": step, "epoch": step / 40, "loss": 0.4 + offset + 1.4 * math.exp(-step / 40),
+            "lr": 0.002 * (1 - step / 160), "images_per_s": 431.0,
+        }  # fmt: skip
+        if step % 40 == 0:
+            row |= {"val_top1": 0.89 - offset - 0.4 * math.exp(-step / 40), "val_loss": 0.4 + offset + math.exp(-step / 40)}
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[Record]) -> None:
+    """Rows as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_run(folder: Path, content: Record | None = None) -> Path:
+    """Everything that a run leaves, in ``folder``; ``content`` in place of :func:`record`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record() if content is None else content))
+    (folder / "model_int8.tflite").write_bytes(bytes(812_345))
+    (folder / "model_float32.tflite").write_bytes(bytes(3_210_000))
+    write_jsonl(folder / "netadapt.jsonl", netadapt())
+    for name, offset in (("seed", 0.0), ("final/0", 0.02), ("final/1", 0.05), ("width/0", 0.08)):
+        write_jsonl(folder / name / "metrics.jsonl", metrics(offset))
+    return folder
