@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from mobilefit.errors import InputError
@@ -168,3 +169,22 @@ def test_an_int8_file_is_not_quantized_again(images):
     small = with_random_ranges(compile(block().eval(), (1, 8, 16, 16)))
     with pytest.raises(InputError, match="already quantized"):
         quantize(small, [images((1, 8, 16, 16))])
+
+
+def test_long_metadata_lies_inside_of_the_file(images):
+    """The quantizer puts buffers of over a kilobyte behind the flatbuffer, where few readers look."""
+    text = "x" * 5000
+    blob = compile(nn.Conv2d(3, 8, 3), (1, 3, 16, 16), metadata={"a": text})
+    small = quantize(blob, [images((4, 3, 16, 16))])
+    assert read_metadata(small) == {"a": text}
+    assert all(buffer.offset == 0 for buffer in schema.ModelT.InitFromPackedBuf(small, 0).buffers)
+
+
+@pytest.mark.parametrize("factor", [1e-5, 1e-8])
+def test_activations_near_zero_are_widened_not_refused(factor, images, worker):
+    """x * relu6(x + 3): the sum is a hundred thousand times wider than x."""
+    conv = nn.Conv2d(3, 8, 1)
+    nn.init.normal_(conv.weight, std=factor)
+    nn.init.zeros_(conv.bias)
+    small = quantize(compile(nn.Sequential(conv, nn.Hardswish()), (1, 3, 8, 8)), [images((8, 3, 8, 8))])
+    assert np.abs(worker.run(small, images((8, 3, 8, 8)))).max() <= 100 * factor + 1e-2

@@ -265,7 +265,18 @@ def unpack(blob: bytes) -> schema.ModelT:
         raise InputError(*_DAMAGED) from error
     if not complete:
         raise InputError(*_DAMAGED)
+    for buffer in model.buffers:
+        _bring_in(buffer, blob)
     return model
+
+
+def _bring_in(buffer: schema.BufferT, blob: bytes) -> None:
+    """The LiteRT quantizer puts large buffers behind the flatbuffer; most readers look inside."""
+    if buffer.offset > 1:  # 0 and 1 mean that there is none
+        if buffer.offset + buffer.size > len(blob):
+            raise InputError(*_DAMAGED)
+        buffer.data = np.frombuffer(blob, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
 
 
 _DAMAGED = ("the LiteRT model is truncated or corrupt", "export or copy the .tflite file again")

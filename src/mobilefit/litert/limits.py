@@ -34,7 +34,8 @@ def fit(graph: Graph, ranges: dict[str, Range]) -> None:
 
     A tensor that is always zero gets the range -1..1 (zero stays exact). A channel whose weights
     are so small that its bias would overflow gets one weight raised, by at most 4e-5 of the bias.
-    An output so narrow that XNNPACK could not rescale to it gets a wider range.
+    An output so narrow that XNNPACK could not rescale to it gets a wider range, and so do an operand
+    of a sum a thousand times narrower than the sum, and a sum far narrower than its operands.
     """
     for name, found in ranges.items():
         if _width(found) < _DEAD:
@@ -43,6 +44,10 @@ def fit(graph: Graph, ranges: dict[str, Range]) -> None:
         if op.code in LINEAR:
             _raise_weak_channels(op, ranges)
             _widen_output(op, ranges)
+        elif op.code == CODE.ADD:
+            _balance_sum(op, ranges)
+        elif op.code == CODE.MUL:
+            _widen_product(op, ranges)
 
 
 def _width(found: Range) -> float:
@@ -84,12 +89,37 @@ def _raise_weak_channels(op: Op, ranges: dict[str, Range]) -> None:
 
 
 def _widen_output(op: Op, ranges: dict[str, Range]) -> None:
-    found = ranges[op.output.name]
     step = _input_scale(op, ranges) * float(_channel_peaks(op)[0].max()) / 127
-    least = 255 * step / (_PRODUCT_BELOW / 2)
-    if _width(found) < least:
-        high = float(np.max(found["max"]))
-        ranges[op.output.name] = span(float(np.min(found["min"])), max(high, 0.0) + least)
+    _widen(op.output.name, 255 * step / (_PRODUCT_BELOW / 2), ranges)
+
+
+def _balance_sum(op: Op, ranges: dict[str, Range]) -> None:
+    """An operand far narrower than the sum hardly moves it; a sum far narrower is a cancellation."""
+    low, high = _SUM_BETWEEN
+    operands = [t.name for t in op.inputs if t is not None and t.data is None]
+    _widen(op.output.name, max(_width(ranges[name]) for name in operands) / (high / 2), ranges)
+    for name in operands:
+        _widen(name, _width(ranges[op.output.name]) * low * 2, ranges)
+
+
+def _widen_product(op: Op, ranges: dict[str, Range]) -> None:
+    a, b = (_operand_width(t, ranges) for t in op.inputs)
+    _widen(op.output.name, a * b / 255 / (_PRODUCT_BELOW / 2), ranges)
+
+
+def _operand_width(tensor: Tensor | None, ranges: dict[str, Range]) -> float:
+    assert tensor is not None
+    if tensor.data is not None:
+        return 2 * float(np.abs(tensor.data).max())
+    return _width(ranges[tensor.name])
+
+
+def _widen(name: str, least: float, ranges: dict[str, Range]) -> None:
+    found = ranges[name]
+    missing = least - _width(found)
+    if missing > 0:
+        low, high = float(np.min(found["min"])), float(np.max(found["max"]))
+        ranges[name] = span(min(low, 0.0) - missing / 2, max(high, 0.0) + missing / 2)
 
 
 # ---- the finished file

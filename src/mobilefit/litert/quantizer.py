@@ -100,9 +100,9 @@ def _quantized(
         tool = quantizer.Quantizer(serialize(graph), recipe.get_quantization_recipe())
         result = tool.quantize(ranges, enable_progress_report=False)
     assert result.quantized_model is not None
-    blob = bytes(result.quantized_model)
-    limits.check(parse(blob))
-    return blob
+    quantized = parse(bytes(result.quantized_model))
+    limits.check(quantized)
+    return serialize(quantized)
 
 
 @contextlib.contextmanager
