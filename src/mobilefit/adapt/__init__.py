@@ -1,10 +1,10 @@
 """NetAdapt: layer-wise search for a latency (V3 paper, section 4.2)."""
 
-from mobilefit.adapt.netadapt import Adapted, AdaptSettings, Tools, adapt
+from mobilefit.adapt.netadapt import LOG, Adapted, AdaptSettings, Rule, Tools, adapt
 from mobilefit.adapt.proposals import Group, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
 
 __all__ = [
-    "AdaptSettings", "Adapted", "Group", "Proposal", "Tools", "adapt", "groups", "propose",
+    "LOG", "AdaptSettings", "Adapted", "Group", "Proposal", "Rule", "Tools", "adapt", "groups", "propose",
     "transfer",
 ]  # fmt: skip

@@ -11,18 +11,18 @@ a step, goes on from there and takes the same steps.
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from mobilefit.adapt.proposals import Kind, Latency, Proposal, propose
+from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.arch import NetSpec
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, load_network, save_weights
 from mobilefit.runs import append_jsonl, read_jsonl
 
@@ -36,6 +36,8 @@ class AdaptSettings:
 
     target_ms: float
     """Stop at or under this latency."""
+    margin: float = 0.0
+    """The estimate must come under the target by this part of it; the measurement need not."""
     delta: float = 0.01
     """Least latency cut of a proposal, as a part of the seed's latency (V3 paper: 0.01)."""
     decay: float = 1.0
@@ -44,6 +46,26 @@ class AdaptSettings:
     """``ratio``: largest accuracy change per millisecond saved (V3); ``accuracy``: smallest drop (NetAdapt)."""
     kinds: tuple[Kind, ...] = ("expansion", "bottleneck")
     """What may shrink: see :func:`~.proposals.groups`."""
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise InputError("bad NetAdapt settings: " + "; ".join(problems))
+
+
+def _problems(settings: AdaptSettings) -> Iterator[str]:
+    if not settings.target_ms > 0:
+        yield f"target_ms is {settings.target_ms}, must be above 0"
+    if not 0 <= settings.margin < 1:
+        yield f"margin is {settings.margin}, must be from 0 to below 1"
+    for name in ("delta", "decay"):
+        if not 0 < getattr(settings, name) <= 1:
+            yield f"{name} is {getattr(settings, name)}, must be above 0 and at most 1"
+    if settings.rule not in get_args(Rule):
+        yield str(unknown("rule", settings.rule, get_args(Rule)))
+    for kind in settings.kinds:
+        if kind not in KINDS:
+            yield str(unknown("kind", kind, KINDS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,25 +142,40 @@ class _Run:
                 "latency_ms": self.tools.latency(self.network.spec),
                 "measured_ms": self.tools.confirm(self.network),
                 "accuracy": self.tools.accuracy(self.network),
-                "spec_id": self.network.spec.id, "spec": self.network.spec.to_dict(),
+                "spec_id": self.network.spec.id, "weights": _digest(self.network),
+                "spec": self.network.spec.to_dict(),
             })  # fmt: skip
         self.origin = self.rows[0]
-        if self.origin["spec_id"] != self.network.spec.id:
+        began = self.origin.get("spec_id"), self.origin.get("weights")
+        if began != (self.network.spec.id, _digest(self.network)):
             raise InputError(
                 f"{self.out / LOG} began from another network", "use another output folder"
             )
-        self.accepted = [row for row in self.rows if row["event"] != "proposal"][-1]
+        self.accepted = [row for row in self.rows if row["event"] in ("seed", "accepted")][-1]
         if self.accepted["step"]:
             self.network = load_network(self._weights(self.accepted["step"]))
+            self._forget(self.accepted["step"] - 1)
 
     def done(self) -> bool:
-        """Whether both the estimate and the end-to-end measurement are within the target."""
-        last = self.accepted
-        return bool(max(last["latency_ms"], last["measured_ms"]) <= self.settings.target_ms)
+        """Whether the estimate (with its margin) and the measurement are within the target."""
+        last, target = self.accepted, self.settings.target_ms
+        estimate_below = target * (1 - self.settings.margin)
+        return bool(last["latency_ms"] <= estimate_below and last["measured_ms"] <= target)
 
     def step_once(self) -> None:
         """Try every proposal, accept the best."""
         step = self.accepted["step"] + 1
+        proposals = self._planned(step) or self._plan(step)
+        done = {row["spec_id"]: row for row in self._logged("proposal", step)}
+        for row in done.values():  # of an earlier run, perhaps by another rule
+            row["score"] = self._score(row["accuracy"], row["latency_ms"])
+        for number, proposal in enumerate(proposals):
+            if proposal.spec.id not in done:
+                done[proposal.spec.id] = self._try(proposal, step, number, len(proposals), done)
+        rows = [done[proposal.spec.id] for proposal in proposals]
+        self._accept(proposals, rows, step)
+
+    def _plan(self, step: int) -> list[Proposal]:
         cut = self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1)
         ceiling = self.accepted["latency_ms"] - cut
         proposals = propose(self.network.spec, ceiling, self.tools.latency, self.settings.kinds)
@@ -148,20 +185,25 @@ class _Run:
                 f"{self.accepted['measured_ms']:.3f} ms, the target is {self.settings.target_ms:.3f} ms",
                 "raise --latency, lower --resolution, or start from a smaller seed network",
             )
-        done = {row["spec_id"]: row for row in self.rows
-                if row["event"] == "proposal" and row["step"] == step}  # fmt: skip
-        for number, proposal in enumerate(proposals):
-            if proposal.spec.id not in done:
-                done[proposal.spec.id] = self._try(proposal, step, number, len(proposals), done)
-        rows = [done[proposal.spec.id] for proposal in proposals]
-        self._accept(proposals, rows, step)
+        widths = [{"group": p.group, "width": p.width, "latency_ms": p.latency_ms} for p in proposals]
+        self._log({"event": "plan", "step": step, "cut_ms": cut, "proposals": widths})
+        return proposals
+
+    def _planned(self, step: int) -> list[Proposal]:
+        """The proposals of a step that was cut off: measuring anew might give others."""
+        spec = self.network.spec
+        known = {group.name: group for group in groups(spec, KINDS)}
+        return [
+            Proposal.of(spec, known[row["group"]], row["width"], row["latency_ms"])
+            for plan in self._logged("plan", step)
+            for row in plan["proposals"]
+        ]
 
     def _try(
         self, proposal: Proposal, step: int, number: int, count: int, done: dict[str, Any]
     ) -> dict[str, Any]:
         began = time.monotonic()
-        candidate = transfer(self.network, proposal.spec)
-        self.tools.tune(candidate, self.seed * 100_000 + step * 1000 + number)
+        candidate = self._tuned(proposal, step, number)
         accuracy = self.tools.accuracy(candidate)
         row = {
             "event": "proposal", "step": step, "what": proposal.what,
@@ -179,9 +221,14 @@ class _Run:
         )
         return row
 
+    def _tuned(self, proposal: Proposal, step: int, number: int) -> Network:
+        candidate = transfer(self.network, proposal.spec)
+        self.tools.tune(candidate, self.seed * 100_000 + step * 1000 + number)
+        return candidate
+
     def _steps_left(self) -> float:
-        over = self.accepted["latency_ms"] - self.settings.target_ms
-        return max(1.0, over / (1.3 * self.settings.delta * self.origin["latency_ms"]))
+        over = float(self.accepted["latency_ms"]) - self.settings.target_ms
+        return max(1.0, over / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
 
     def _score(self, accuracy: float, latency_ms: float) -> float:
         """Larger is better.
@@ -190,28 +237,51 @@ class _Run:
         accuracies are noisy; so one standard error of the accuracy is taken off the change, which
         keeps it a loss unless the gain is real.
         """
-        before = self.accepted["accuracy"]
+        before = float(self.accepted["accuracy"])
         change = accuracy - before
         if self.settings.rule == "accuracy":
             return change
         error = math.sqrt(max(before * (1 - before), 1e-4) / self.tools.images)
-        return (change - error) / (self.accepted["latency_ms"] - latency_ms)
+        return (change - error) / (float(self.accepted["latency_ms"]) - latency_ms)
 
     def _accept(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
         best = max(range(len(rows)), key=lambda i: rows[i]["score"])
-        network = load_network(self._weights(step))
-        assert network.spec.id == proposals[best].spec.id
+        network = self._best(proposals[best], step, best)
         self._log({
             **rows[best], "event": "accepted", "measured_ms": self.tools.confirm(network),
             "spec": network.spec.to_dict(),
         })  # fmt: skip
         self.network, self.accepted = network, self.rows[-1]
-        if step > 1:
-            os.unlink(self._weights(step - 1))
+        self._forget(step - 1)
+
+    def _best(self, proposal: Proposal, step: int, number: int) -> Network:
+        """Its saved weights; tuned again where the file is another's.
+
+        That happens when a run was cut off between the file and its log row and the tuning did not
+        repeat exactly, or when the rule was changed in between.
+        """
+        path = self._weights(step)
+        if not path.exists() or load_network(path).spec.id != proposal.spec.id:
+            save_weights(self._tuned(proposal, step, number), path)
+        return load_network(path)
+
+    def _forget(self, step: int) -> None:
+        self._weights(step).unlink(missing_ok=True)
 
     def _weights(self, step: int) -> Path:
         return self.out / f"step_{step:03d}.safetensors"
 
+    def _logged(self, event: str, step: int) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["event"] == event and row["step"] == step]
+
     def _log(self, row: dict[str, Any]) -> None:
         append_jsonl(self.out / LOG, row)
         self.rows.append(row)
+
+
+def _digest(network: Network) -> str:
+    """Twelve hexadecimal digits that stand for the weights."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from mobilefit.arch import NetSpec
 
 Kind = Literal["expansion", "bottleneck", "head"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 STEP = 8
 """Widths shrink in steps of 8 channels, the granularity of the published tables."""
 
@@ -43,7 +44,18 @@ class Group:
                 blocks[index] = replace(blocks[index], expand=width)
             else:
                 blocks[index] = replace(blocks[index], out=width)
-        return replace(spec, stem=stem, blocks=tuple(blocks))
+        return _without_new_residuals(spec, replace(spec, stem=stem, blocks=tuple(blocks)))
+
+
+def _without_new_residuals(old: NetSpec, new: NetSpec) -> NetSpec:
+    """Where a width happens to fall to its neighbour's, the weights know of no residual there."""
+    blocks = [
+        replace(block, skip="none")
+        if block.has_residual(inputs) and not before.has_residual(old_inputs)
+        else block
+        for block, inputs, before, old_inputs in zip(new.blocks, new.widths, old.blocks, old.widths)
+    ]
+    return replace(new, blocks=tuple(blocks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +63,21 @@ class Proposal:
     """One way to take a step: a smaller network that is fast enough."""
 
     spec: NetSpec
+    group: str
+    """The name of what shrinks."""
+    width: int
+    """Its new width."""
     what: str
     """Readable: ``blocks.3.expand 120 -> 96``."""
     latency_ms: float
+
+    @classmethod
+    def of(cls, spec: NetSpec, group: Group, width: int, latency_ms: float) -> Proposal:
+        """``spec`` with one of its groups at ``width``."""
+        return cls(
+            spec=group.shrunk(spec, width), group=group.name, width=width,
+            what=f"{group.name} {group.width} -> {width}", latency_ms=latency_ms,
+        )  # fmt: skip
 
 
 def groups(spec: NetSpec, kinds: tuple[Kind, ...] = ("expansion", "bottleneck")) -> list[Group]:
@@ -111,9 +135,7 @@ def _widest(
 ) -> Proposal | None:
     start = (group.width - 1) // STEP * STEP
     for width in range(start, 0, -STEP):
-        smaller = group.shrunk(spec, width)
-        predicted = latency(smaller)
+        predicted = latency(group.shrunk(spec, width))
         if predicted <= ceiling_ms:
-            what = f"{group.name} {group.width} -> {width}"
-            return Proposal(spec=smaller, what=what, latency_ms=predicted)
+            return Proposal.of(spec, group, width, predicted)
     return None

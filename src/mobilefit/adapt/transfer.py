@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mobilefit.arch import NetSpec
 from mobilefit.nn import Network
 from mobilefit.nn.blocks import Row
+from mobilefit.nn.classifier import ClassifierHead
 from mobilefit.nn.layers import ConvNormAct, SqueezeExcite
 
 
@@ -25,42 +26,43 @@ def transfer(old: Network, spec: NetSpec) -> Network:
         spec: the same rows with equal or smaller widths.
     """
     new = Network(spec)
-    positions = _kept_positions(old, spec)
+    kept = _kept_positions(old, spec)
     with torch.no_grad():
-        stem_inputs = torch.arange(spec.in_channels)
-        _conv(new.backbone.stem, old.backbone.stem, positions[0], stem_inputs)
-        for index, row in enumerate(old.backbone.blocks):
-            assert isinstance(row, Row)
+        _full(new.backbone.stem, old.backbone.stem, kept[0], torch.arange(spec.in_channels))
+        for index, (new_row, old_row) in enumerate(zip(_rows(new), _rows(old), strict=True)):
             wide = spec.blocks[index].width(spec.widths[index])
-            _row(new.backbone.blocks[index], row, positions[index], positions[index + 1], wide)
-        features = positions[-1]
-        if isinstance(old.backbone.last, ConvNormAct):
-            assert spec.last is not None
-            kept = _strongest(_norms(old.backbone.last.conv), spec.last.out)
-            _conv(new.backbone.last, old.backbone.last, kept, features)
-            if isinstance(old.backbone.last.get_submodule("act"), nn.Module):
-                _excite_if_any(new.backbone.last, old.backbone.last, kept)
-            features = kept
-        _head(new, old, features)
+            _row(new_row, old_row, kept[index], kept[index + 1], wide)
+        features = kept[-1]
+        if isinstance(old.backbone.last, ConvNormAct) and spec.last is not None:
+            assert isinstance(new.backbone.last, ConvNormAct)
+            features = _strongest(_norms(old.backbone.last.conv), spec.last.out)
+            _full(new.backbone.last, old.backbone.last, features, kept[-1])
+        _head(new.head, old.head, features)
     return new.train(old.training)
 
 
-def _norms(conv: nn.Module) -> Tensor:
-    weight: Tensor = conv.weight.detach()  # type: ignore[assignment, operator]
-    return weight.square().flatten(1).sum(1)
+def _rows(network: Network) -> list[Row]:
+    return [row for row in network.backbone.blocks if isinstance(row, Row)]
+
+
+def _norms(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """The squared norm of every filter."""
+    return layer.weight.detach().square().flatten(1).sum(1)
 
 
 def _strongest(norms: Tensor, width: int) -> Tensor:
     """The indices of the ``width`` largest, ascending; ties go to the first."""
+    assert width <= len(norms), "a network can only become narrower"
     order = torch.argsort(norms, descending=True, stable=True)
     return order[:width].sort().values
 
 
 def _kept_positions(old: Network, spec: NetSpec) -> list[Tensor]:
     """The kept channels of the stem's output and of each block's, residual groups jointly."""
-    rows = [row for row in old.backbone.blocks if isinstance(row, Row)]
-    norms = [_norms(old.backbone.stem.conv)]
-    norms += [_norms((row.conv if hasattr(row, "conv") else row.project).conv) for row in rows]
+    rows = _rows(old)
+    producers = [old.backbone.stem.conv]
+    producers += [row.conv.conv if hasattr(row, "conv") else row.project.conv for row in rows]
+    norms = [_norms(conv) for conv in producers]
     kept: list[Tensor] = []
     start = 0
     for end in range(1, len(norms) + 1):
@@ -72,22 +74,30 @@ def _kept_positions(old: Network, spec: NetSpec) -> list[Tensor]:
     return kept
 
 
-def _row(new: nn.Module, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -> None:
+def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -> None:
     if hasattr(old, "conv"):
-        _conv(new.conv, old.conv, outputs, inputs)
+        _conv_norm(new.conv, old.conv, outputs, inputs)
         return
     wide = inputs
     if hasattr(old, "expand"):
         wide = _strongest(_norms(old.expand.conv), wide_width)
-        _conv(new.expand, old.expand, wide, inputs)
+        _conv_norm(new.expand, old.expand, wide, inputs)
     if hasattr(old, "depthwise"):
-        _conv(new.depthwise, old.depthwise, wide, torch.zeros(1, dtype=torch.long))
-    _excite_if_any(new, old, wide)
-    _conv(new.project, old.project, outputs, wide)
+        _conv_norm(new.depthwise, old.depthwise, wide, torch.tensor([0]))
+    if hasattr(old, "se"):
+        _excite(new.se, old.se, wide)
+    _conv_norm(new.project, old.project, outputs, wide)
 
 
-def _conv(new: nn.Module, old: nn.Module, outputs: Tensor, inputs: Tensor) -> None:
-    """A convolution and its batch norm."""
+def _full(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:
+    """The stem or the last convolution, which may have squeeze-and-excite."""
+    _conv_norm(new, old, outputs, inputs)
+    old_se, new_se = getattr(old, "se", None), getattr(new, "se", None)
+    if isinstance(old_se, SqueezeExcite) and isinstance(new_se, SqueezeExcite):
+        _excite(new_se, old_se, outputs)
+
+
+def _conv_norm(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:
     new.conv.weight.copy_(old.conv.weight[outputs][:, inputs])
     new.conv.same = old.conv.same
     new.norm.eps = old.norm.eps
@@ -95,22 +105,24 @@ def _conv(new: nn.Module, old: nn.Module, outputs: Tensor, inputs: Tensor) -> No
         getattr(new.norm, name).copy_(getattr(old.norm, name)[outputs])
 
 
-def _excite_if_any(new: nn.Module, old: nn.Module, wide: Tensor) -> None:
-    if not isinstance(getattr(old, "se", None), SqueezeExcite):
-        return
-    reduced = _strongest(_norms(old.se.reduce), new.se.reduce.out_channels)
-    new.se.reduce.weight.copy_(old.se.reduce.weight[reduced][:, wide])
-    new.se.reduce.bias.copy_(old.se.reduce.bias[reduced])
-    new.se.expand.weight.copy_(old.se.expand.weight[wide][:, reduced])
-    new.se.expand.bias.copy_(old.se.expand.bias[wide])
+def _excite(new: SqueezeExcite, old: SqueezeExcite, wide: Tensor) -> None:
+    reduced = _strongest(_norms(old.reduce), new.reduce.out_channels)
+    _affine(new.reduce, old.reduce, reduced, wide)
+    _affine(new.expand, old.expand, wide, reduced)
 
 
-def _head(new: Network, old: Network, features: Tensor) -> None:
-    if isinstance(old.head.hidden, nn.Linear):
-        assert isinstance(new.head.hidden, nn.Linear)
-        hidden = _strongest(_norms(old.head.hidden), new.head.hidden.out_features)
-        new.head.hidden.weight.copy_(old.head.hidden.weight[hidden][:, features])
-        new.head.hidden.bias.copy_(old.head.hidden.bias[hidden])
+def _head(new: ClassifierHead, old: ClassifierHead, features: Tensor) -> None:
+    if isinstance(old.hidden, nn.Linear):
+        assert isinstance(new.hidden, nn.Linear)
+        hidden = _strongest(_norms(old.hidden), new.hidden.out_features)
+        _affine(new.hidden, old.hidden, hidden, features)
         features = hidden
-    new.head.logits.weight.copy_(old.head.logits.weight[:, features])
-    new.head.logits.bias.copy_(old.head.logits.bias)
+    _affine(new.logits, old.logits, torch.arange(old.logits.out_features), features)
+
+
+def _affine(
+    new: nn.Conv2d | nn.Linear, old: nn.Conv2d | nn.Linear, outputs: Tensor, inputs: Tensor
+) -> None:
+    assert new.bias is not None and old.bias is not None
+    new.weight.copy_(old.weight[outputs][:, inputs])
+    new.bias.copy_(old.bias[outputs])

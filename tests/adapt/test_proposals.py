@@ -1,0 +1,165 @@
+"""What may shrink, and by how much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mobilefit.adapt import Group, groups, propose
+from mobilefit.arch import FAMILY, difference, spec
+
+from .toy import TOY, TOY_MADDS, milliseconds
+
+ALL = ("expansion", "bottleneck", "head")
+
+
+def expansions(name: str) -> list[tuple[str, int]]:
+    return [(g.name, g.width) for g in groups(spec(name), ("expansion",))]
+
+
+def bottlenecks(name: str) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [(g.name, g.width, g.members) for g in groups(spec(name), ("bottleneck",))]
+
+
+def test_groups_of_v3_large() -> None:
+    assert expansions("mobilenet_v3_large") == [
+        ("blocks.1.expand", 64), ("blocks.2.expand", 72), ("blocks.3.expand", 72),
+        ("blocks.4.expand", 120), ("blocks.5.expand", 120), ("blocks.6.expand", 240),
+        ("blocks.7.expand", 200), ("blocks.8.expand", 184), ("blocks.9.expand", 184),
+        ("blocks.10.expand", 480), ("blocks.11.expand", 672), ("blocks.12.expand", 672),
+        ("blocks.13.expand", 960), ("blocks.14.expand", 960),
+    ]  # fmt: skip
+    assert bottlenecks("mobilenet_v3_large") == [
+        ("stem.out", 16, (-1, 0)),  # the first block adds the stem's output to its own
+        ("blocks.1.out", 24, (1, 2)),
+        ("blocks.3.out", 40, (3, 4, 5)),
+        ("blocks.6.out", 80, (6, 7, 8, 9)),
+        ("blocks.10.out", 112, (10, 11)),
+        ("blocks.12.out", 160, (12, 13, 14)),
+    ]
+
+
+def test_groups_of_v3_small() -> None:
+    assert expansions("mobilenet_v3_small") == [
+        ("blocks.1.expand", 72), ("blocks.2.expand", 88), ("blocks.3.expand", 96),
+        ("blocks.4.expand", 240), ("blocks.5.expand", 240), ("blocks.6.expand", 120),
+        ("blocks.7.expand", 144), ("blocks.8.expand", 288), ("blocks.9.expand", 576),
+        ("blocks.10.expand", 576),
+    ]  # fmt: skip
+    assert bottlenecks("mobilenet_v3_small") == [
+        ("blocks.0.out", 16, (0,)),  # at stride 2 nothing ties the stem to it
+        ("blocks.1.out", 24, (1, 2)),
+        ("blocks.3.out", 40, (3, 4, 5)),
+        ("blocks.6.out", 48, (6, 7)),
+        ("blocks.8.out", 96, (8, 9, 10)),
+    ]
+
+
+def test_the_head_shrinks_only_when_asked() -> None:
+    large = spec("mobilenet_v3_large")
+    assert {group.kind for group in groups(large)} == {"expansion", "bottleneck"}
+    head = groups(large, ("head",))
+    assert [(g.name, g.width) for g in head] == [("last.out", 960), ("head.hidden", 1280)]
+    assert difference(large, head[0].shrunk(large, 800)) == ["last.out 960 -> 800"]
+    assert difference(large, head[1].shrunk(large, 640)) == ["head.hidden 1280 -> 640"]
+    assert groups(spec("mobilenet_v1"), ("head", "expansion")) == []
+
+
+def test_a_bottleneck_shrinks_in_all_its_blocks() -> None:
+    large = spec("mobilenet_v3_large")
+    (stem, *_, last) = groups(large, ("bottleneck",))
+    assert difference(large, stem.shrunk(large, 8)) == [
+        "stem.out 16 -> 8", "blocks.0.out 16 -> 8"
+    ]  # fmt: skip
+    assert difference(large, last.shrunk(large, 152)) == [
+        f"blocks.{i}.out 160 -> 152" for i in (12, 13, 14)
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_shrinking_keeps_every_residual_and_makes_none(name: str) -> None:
+    net = spec(name)
+
+    def residuals(net) -> list[bool]:  # type: ignore[no-untyped-def]
+        return [b.has_residual(inputs) for b, inputs in zip(net.blocks, net.widths)]
+
+    for group in groups(net, ALL):
+        for width in range(8, group.width, 8):
+            assert residuals(group.shrunk(net, width)) == residuals(net), (group, width)
+
+
+def test_a_width_that_falls_to_its_neighbours_adds_no_residual() -> None:
+    small = spec("mobilenet_v3_small")
+    group = Group(kind="bottleneck", name="blocks.6.out", width=48, members=(6, 7))
+    assert difference(small, group.shrunk(small, 40)) == [
+        "blocks.6.out 48 -> 40", "blocks.6.skip identity -> none", "blocks.7.out 48 -> 40"
+    ]  # fmt: skip
+    assert difference(small, group.shrunk(small, 32)) == [
+        "blocks.6.out 48 -> 32", "blocks.7.out 48 -> 32"
+    ]  # fmt: skip
+
+
+# ---- on paper
+
+
+def test_the_toys_cost() -> None:
+    assert TOY.cost().madds == TOY_MADDS == 21120
+
+
+def test_groups_of_the_toy() -> None:
+    assert groups(TOY) == [
+        Group(kind="expansion", name="blocks.0.expand", width=16, members=(0,)),
+        Group(kind="expansion", name="blocks.1.expand", width=24, members=(1,)),
+        Group(kind="expansion", name="blocks.2.expand", width=32, members=(2,)),
+        Group(kind="bottleneck", name="stem.out", width=8, members=(-1, 0)),
+        Group(kind="bottleneck", name="blocks.1.out", width=16, members=(1, 2)),
+    ]
+
+
+def test_proposals_by_hand() -> None:
+    # Eight channels of each group save (multiply-adds): half of blocks.0, a third of blocks.1; in
+    # blocks.2 4*8*(16 + 9 + 16) and 2*8*8 of the SE, whose own width stays 8; of the bottleneck
+    # 4*24*8 + 4*2*8*32 + 8*2. The stem's group is at 8 already.
+    assert [(p.what, p.latency_ms) for p in propose(TOY, 20.12, milliseconds)] == [
+        ("blocks.0.expand 16 -> 8", (21120 - 3200) / 1000),
+        ("blocks.1.expand 24 -> 16", (21120 - 1824) / 1000),
+        ("blocks.2.expand 32 -> 24", (21120 - 1440) / 1000),
+        ("blocks.1.out 16 -> 8", (21120 - 768 - 2048 - 16) / 1000),
+    ]
+    # Two milliseconds less take another step of two groups.
+    assert [(p.group, p.width, p.latency_ms) for p in propose(TOY, 19.12, milliseconds)] == [
+        ("blocks.0.expand", 8, 17.92),
+        ("blocks.1.expand", 8, (21120 - 2 * 1824) / 1000),
+        ("blocks.2.expand", 16, (21120 - 2 * 1440) / 1000),
+        ("blocks.1.out", 8, 18.288),
+    ]
+
+
+def test_a_cut_that_is_met_exactly_counts() -> None:
+    assert propose(TOY, 17.92, milliseconds)[0].latency_ms == 17.92
+
+
+def test_groups_that_cannot_save_enough_are_left_out() -> None:
+    assert [p.what for p in propose(TOY, 17.0, milliseconds)] == ["blocks.2.expand 32 -> 8"]
+    assert propose(TOY, 16.0, milliseconds) == []
+    assert [p.group for p in propose(TOY, 20.12, milliseconds, ("bottleneck",))] == ["blocks.1.out"]
+
+
+def test_the_squeeze_is_computed_anew() -> None:
+    wide = replace(TOY, blocks=(*TOY.blocks[:2], replace(TOY.blocks[2], expand=96)))
+    narrow = Group(kind="expansion", name="blocks.2.expand", width=96, members=(2,)).shrunk(wide, 64)
+    reduced = [s.cost().of("blocks.2.se").layers[0].reduced for s in (wide, narrow)]
+    assert reduced == [24, 16]
+
+
+def test_widths_fall_to_the_next_multiple_of_eight() -> None:
+    odd = replace(TOY, blocks=(replace(TOY.blocks[0], expand=19), *TOY.blocks[1:]))
+    widths = []
+
+    def latency(net) -> float:  # type: ignore[no-untyped-def]
+        widths.append(net.blocks[0].expand)
+        return 1.0 if net.blocks[0].expand == 8 else 9.0
+
+    assert propose(odd, 1.0, latency, ("expansion",))[0].width == 8
+    assert widths[:2] == [16, 8]
