@@ -42,7 +42,7 @@ def measure_many(
     protocol = protocol or Protocol()
     core = protocol.core
     if core is None and protocol.threads == 1:
-        core = max(available_cores())
+        core = max(available_cores(), default=None)
     samples = (worker or shared_worker()).time_many(
         blobs, threads=protocol.threads, core=core, rule=protocol.rule
     )

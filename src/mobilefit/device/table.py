@@ -1,15 +1,19 @@
 """A lookup table of latency: predicts any network of a space from its measured rows.
 
 The entry is a *row* of the spec (a whole block, the stem, the last convolution, the head) at its
-width and feature map size, compiled to int8 and timed alone beside a fixed reference network, whose
-own time takes the machine's drift out. A network's latency is then
+width and feature map size, compiled to int8 and timed alone. A network's latency is then
 ``offset + scale * (sum of its rows - one empty call each)``, offset and scale fitted to a few
 networks measured end to end. Entries are measured when first needed, and kept.
+
+Whatever the table times, it times in turns with a small fixed reference network, and divides by how
+much slower than at first the reference was: machines change their speed by 15 % for a second and
+back, and so an entry of today fits one of yesterday.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,7 +26,7 @@ from torch import nn
 
 from mobilefit import litert
 from mobilefit.arch import NetSpec
-from mobilefit.device.host import device_id, measure, shared_worker
+from mobilefit.device.host import device_id, shared_worker
 from mobilefit.errors import InputError
 from mobilefit.litert import StopRule, Worker, available_cores
 from mobilefit.nn import Network, build
@@ -31,8 +35,12 @@ from mobilefit.runs import machine, read_json, write_json
 
 FORMAT = 1
 ENTRY_RULE = StopRule(
-    warmup_seconds=0.01, min_runs=30, max_runs=600, min_seconds=0.03, max_seconds=0.4, spread=0.01
+    warmup_seconds=0.01, min_runs=20, max_runs=5000, min_seconds=0.015, max_seconds=0.1, spread=0.02
 )
+NETWORK_RULE = StopRule(warmup_seconds=0.02, min_seconds=0.05, max_seconds=0.15, spread=0.01)
+PASSES = 3
+"""Measurements of a whole network, all networks in turns; the fastest counts. What else a machine
+does slows a network down (by 15 %, for a second) more often than its small reference."""
 FIT_WIDTHS = (0.35, 0.5, 0.75, 1.0)
 """Width multipliers of the networks that offset and scale are fitted to."""
 
@@ -80,6 +88,9 @@ class LatencyTable:
         offset: milliseconds.
         scale: without unit.
         frozen: measure nothing more; a row that is missing is an error.
+        worker: measures; the shared one when left out.
+        nominal: milliseconds of the ``reference`` network and of an ``empty`` call when the table
+            was begun.
     """
 
     device: str
@@ -88,7 +99,7 @@ class LatencyTable:
     scale: float = 1.0
     frozen: bool = False
     worker: Worker | None = None
-    _reference: tuple[bytes, float] | None = None
+    nominal: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def build(cls, spec: NetSpec, *, worker: Worker | None = None) -> LatencyTable:
@@ -125,7 +136,7 @@ class LatencyTable:
     def fit(self, specs: Sequence[NetSpec]) -> None:
         """Fit offset and scale, by least squares on the relative error, to measured networks."""
         sums = [sum(self.row_times(spec).values()) for spec in specs]
-        measured = [measure(_int8(_network(s), _shape(s)), worker=self.worker).median_ms for s in specs]
+        measured = self.measure(specs)
         weights = [1 / value**2 for value in measured]
         total = sum(weights)
         mean_x = sum(w * x for w, x in zip(weights, sums)) / total
@@ -136,20 +147,27 @@ class LatencyTable:
         self.offset = mean_y - self.scale * mean_x
 
     def check(self, specs: Sequence[NetSpec], label: str | None = None) -> TableCheck:
-        """Compare predictions with end-to-end measurements of the networks."""
+        """Compare predictions with end-to-end measurements of the networks (:meth:`measure`)."""
         self.ensure(specs, label)
-        with Progress(len(specs), label, unit="network") as progress:
-            pairs = []
-            for spec in specs:
-                blob = _int8(_network(spec), _shape(spec))
-                pairs.append((self.predict(spec), measure(blob, worker=self.worker).median_ms))
-                progress.update(1)
-        return TableCheck(pairs=tuple(pairs))
+        measured = self.measure(specs, label)
+        return TableCheck(pairs=tuple((self.predict(s), ms) for s, ms in zip(specs, measured)))
+
+    def measure(self, specs: Sequence[NetSpec], label: str | None = None) -> list[float]:
+        """Milliseconds of whole networks, at the speed that the machine had for the rows."""
+        blobs = [_int8(_network(spec), _shape(spec)) for spec in specs]
+        times: list[list[tuple[float, float]]] = [[] for _ in specs]
+        with Progress(len(specs) * PASSES, label, unit="measurement") as progress:
+            for _ in range(PASSES):
+                for blob, mine in zip(blobs, times):
+                    mine.append(self._beside_reference(blob, NETWORK_RULE))
+                    progress.update(1)
+        return [min(mine)[1] for mine in times]
 
     def save(self, path: Path) -> None:
         """Write the table with its provenance."""
         write_json(path, {"format": FORMAT, "device": self.device, "offset": self.offset,
-                          "scale": self.scale, "machine": machine(), "rows": self.rows})  # fmt: skip
+                          "scale": self.scale, "nominal": self.nominal, "machine": machine(),
+                          "rows": self.rows})  # fmt: skip
 
     @classmethod
     def load(cls, path: Path, *, worker: Worker | None = None) -> LatencyTable:
@@ -162,9 +180,11 @@ class LatencyTable:
         try:
             if value["format"] != FORMAT:
                 raise InputError(f"{path} has the unknown format {value['format']}", "build it again")
-            rows = {str(key): float(ms) for key, ms in value["rows"].items()}
+            rows, nominal = (
+                {str(key): float(ms) for key, ms in value[name].items()} for name in ("rows", "nominal")
+            )
             table = cls(device=str(value["device"]), rows=rows, offset=float(value["offset"]),
-                        scale=float(value["scale"]), worker=worker)  # fmt: skip
+                        scale=float(value["scale"]), nominal=nominal, worker=worker)  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a latency table: {error!r}", "build it again") from error
         if table.device != device_id():
@@ -175,23 +195,24 @@ class LatencyTable:
         return table
 
     def _time(self, unit: Unit, spec: NetSpec) -> float:
-        """Milliseconds of a row beyond an empty call, corrected for the machine's present speed."""
+        """Milliseconds of a row beyond an empty call."""
         module = _network(spec).head if unit.name == "head" else _network(spec).layer(unit.name)
-        blob, nominal = self._reference_time()
-        row, reference, empty = self._times(_int8(module, unit.shape), blob, _empty())
-        return max(0.0, (row - empty) * nominal / reference)
+        _, row = self._beside_reference(_int8(module, unit.shape), ENTRY_RULE)
+        return max(0.0, row - self.nominal["empty"])
 
-    def _reference_time(self) -> tuple[bytes, float]:
-        if self._reference is None:
-            layer = nn.Conv2d(64, 64, 1)
-            blob = _int8(layer, (1, 64, 14, 14))
-            self._reference = blob, statistics.median(self._times(blob)[0] for _ in range(5))
-        return self._reference
+    def _beside_reference(self, blob: bytes, rule: StopRule) -> tuple[float, float]:
+        """Milliseconds of a file: as they are, and corrected for the machine's present speed."""
+        if not self.nominal:
+            times = [self._times(ENTRY_RULE, _reference(), _empty()) for _ in range(5)]
+            reference, empty = (min(column) for column in zip(*times))
+            self.nominal = {"reference": reference, "empty": empty}
+        time, reference = self._times(rule, blob, _reference())
+        return time, time * self.nominal["reference"] / reference
 
-    def _times(self, *blobs: bytes) -> list[float]:
+    def _times(self, rule: StopRule, *blobs: bytes) -> list[float]:
         worker = self.worker or shared_worker()
-        core = max(available_cores())
-        return [times.median for times in worker.time_many(blobs, core=core, rule=ENTRY_RULE)]
+        core = max(available_cores(), default=None)
+        return [times.median for times in worker.time_many(blobs, core=core, rule=rule)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +240,7 @@ def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
+@functools.lru_cache(maxsize=1)
 def _network(spec: NetSpec) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -236,11 +258,13 @@ def _int8(module: nn.Module, shape: tuple[int, int, int, int]) -> bytes:
     )
 
 
-_EMPTY: list[bytes] = []
+@functools.cache
+def _reference() -> bytes:
+    """A small network that everything is timed beside."""
+    return _int8(nn.Conv2d(64, 64, 1), (1, 64, 14, 14))
 
 
+@functools.cache
 def _empty() -> bytes:
     """A network that does almost nothing: what a call costs."""
-    if not _EMPTY:
-        _EMPTY.append(_int8(nn.Conv2d(8, 8, 1), (1, 8, 1, 1)))
-    return _EMPTY[0]
+    return _int8(nn.Conv2d(8, 8, 1), (1, 8, 1, 1))
