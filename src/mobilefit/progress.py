@@ -59,3 +59,24 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+class Voice:
+    """What a verb says while it works, on standard error.
+
+    Args:
+        quiet: say nothing, and show no progress.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def __call__(self, line: str) -> None:
+        """Say a line."""
+        if not self.quiet:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
+    def label(self, text: str) -> str | None:
+        """A label for :class:`Progress`, which shows nothing for ``None``."""
+        return None if self.quiet else text

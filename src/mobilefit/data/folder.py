@@ -77,7 +77,7 @@ def load_folder(root: Path, *, seed: int, holdout: float) -> ClassificationData:
         _Entry(part=part, label=label, path=path)
         for part, folder in parts.items()
         for label, name in enumerate(classes)
-        for path in _image_files(folder / name)
+        for path in image_files(folder / name)
     ]
     _check_found(entries, parts, classes)
     good, skipped = _look_at_all(entries)
@@ -134,7 +134,7 @@ def _folders(root: Path) -> list[str]:
         raise InputError(f"cannot read {root}: {error.strerror}") from error
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     found = []
     for directory, inner, names in os.walk(folder, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mobilefit.errors import InputError
-from mobilefit.runs import read_json, write_json
+from mobilefit.runs import machine, now, read_json, write_json
 
 T = TypeVar("T")
 RECORD = "record.json"
@@ -23,40 +24,57 @@ class RunFolder:
 
     ``config.json`` holds the resolved configuration, ``state.json`` the stages' results, and
     ``record.json`` is written at the end: a folder with it holds a finished run.
+
+    Args:
+        path: made if it is not there.
+        verb: whose run it is.
+        config: a dataclass.
+        resume: go on with an unfinished run that is there.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a run with other options, or an
+            unfinished one that was not asked to be resumed.
     """
 
-    def __init__(self, path: Path, verb: str, config: Any) -> None:
+    def __init__(self, path: Path, verb: str, config: Any, *, resume: bool = True) -> None:
         self.path, self.verb = path, verb
-        self.config = _plain(config)
+        self.config, self.command = _plain(config), command(verb, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"cannot make the output folder {path}: {error.strerror}", "choose another --out"
             ) from error
-        self._refuse_other_runs()
+        self._refuse_other_runs(resume)
         write_json(path / "config.json", {"verb": verb, **self.config})
         state = path / "state.json"
         self.state: dict[str, Any] = read_json(state) if state.exists() else {}
+        self.state.setdefault("started", now())
+        self.state.setdefault("seconds", {})
 
     @property
     def finished(self) -> bool:
         """Whether the run is complete."""
         return (self.path / RECORD).exists()
 
-    def _refuse_other_runs(self) -> None:
+    def _refuse_other_runs(self, resume: bool) -> None:
         earlier = self.path / "config.json"
         if not earlier.exists():
             return
         theirs = read_json(earlier)
         mine = {"verb": self.verb, **self.config}
         differing = sorted(k for k in {*theirs, *mine} - PLACE_ONLY if theirs.get(k) != mine.get(k))
+        kind = "a finished run" if self.finished else "an unfinished run"
         if differing:
-            kind = "a finished run" if self.finished else "an unfinished run"
             what = ", ".join(f"{k} {theirs.get(k)!r} there, {mine.get(k)!r} now" for k in differing[:3])
             raise InputError(
                 f"{self.path} holds {kind} with other options ({what})",
                 "choose another --out, or delete that folder",
+            )
+        if not resume:
+            go_on = "" if self.finished else "add --resume to go on with it, "
+            raise InputError(
+                f"{self.path} holds {kind}", f"{go_on}choose another --out, or delete that folder"
             )
 
     def stage(self, name: str, work: Callable[[], T]) -> T:
@@ -65,19 +83,53 @@ class RunFolder:
         The result is made of plain JSON values.
         """
         if name not in self.state:
-            self.state[name] = work()
+            with self.timed(name):
+                self.state[name] = work()
             write_json(self.path / "state.json", self.state)
         result: T = self.state[name]
         return result
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Write the record: the run is complete."""
-        write_json(self.path / RECORD, {"verb": self.verb, "command": command(), **record})
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the block's seconds to the record, also when it is interrupted."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.state["seconds"]
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - began, 2)
+            with contextlib.suppress(InputError):  # a full disk is told by what failed on it
+                write_json(self.path / "state.json", self.state)
+
+    def finish(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Write the record, completed by what every run has: the run is complete."""
+        whole = {
+            "verb": self.verb, "command": self.command, "config": self.config,
+            "started": self.state["started"], "finished": now(), "seconds": self.state["seconds"],
+            "machine": machine(), **record,
+        }  # fmt: skip
+        write_json(self.path / RECORD, whole)
+        return whole
+
+    def record(self) -> dict[str, Any]:
+        """The record of a finished run."""
+        value: dict[str, Any] = read_json(self.path / RECORD)
+        return value
 
 
-def command() -> str:
-    """The command line of this process, ready to be given again."""
-    return shlex.join(["mobilefit", *sys.argv[1:]])
+def command(verb: str, config: Any) -> str:
+    """The command line that a configuration is the same as."""
+    words = ["mobilefit", verb]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = f"--{field.name.replace('_', '-')}"
+        if field.metadata.get("argument"):
+            words += map(str, value) if isinstance(value, tuple) else [str(value)]
+        elif value is True:
+            words.append(name)
+        elif value != field.default:
+            words += [name, str(value)]
+    return shlex.join(words)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from mobilefit import arch, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset, batches
+from mobilefit.device import shared_worker
 from mobilefit.errors import InputError
 from mobilefit.nn import Network, build, load_weights
 from mobilefit.train import Evaluation, evaluation_of
@@ -53,38 +54,31 @@ def export(network: Network, data: ClassificationData, preset: Preset, *, seed: 
 
 
 def calibration(
-    data: ClassificationData, preset: Preset, seed: int
+    data: ClassificationData, preset: Preset, seed: int, images: int = CALIBRATION_IMAGES
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Training images as the file takes them, ``[1, H, W, 3]`` each."""
-    chosen = data.train.balanced(max(1, CALIBRATION_IMAGES // len(data.classes)), seed)
-    for images, _ in batches(chosen, preset, 1, train=False):
-        yield np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+    chosen = data.train.balanced(max(1, images // len(data.classes)), seed)
+    for batch, _ in batches(chosen, preset, 1, train=False):
+        yield np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy())
 
 
-def evaluate_file(
-    blob: bytes, images: ImageSet, preset: Preset, worker: litert.Worker
-) -> Evaluation:
+def evaluate_file(blob: bytes, images: ImageSet, preset: Preset) -> Evaluation:
     """Accuracy of a LiteRT file, run image by image as on the device."""
     logits = [
-        worker.run(blob, np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy()), threads=2)
+        shared_worker().run(blob, np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy()), threads=2)
         for batch, _ in batches(images, preset, 200, train=False)
     ]
     return evaluation_of(np.concatenate(logits), images.labels)
 
 
-def network_for(
-    model: str, weights: Path | None, *, classes: int | None, resolution: int | None
-) -> Network:
-    """A network by name or by its weights.
+def network_for(spec: NetSpec, weights: Path | None, *, seed: int = 0) -> Network:
+    """A network with the weights of a file, or fresh ones by the seed.
 
-    Args:
-        model: a name of the family, or a JSON file of a spec.
-        weights: loaded into it; a last layer for another number of classes starts anew.
+    A last layer for another number of classes starts anew.
     """
-    spec = spec_of(model)
-    if resolution is not None:
-        spec = spec.resolution(resolution)
-    network = build(spec, classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(spec)
     if weights is not None:
         load_weights(network, weights, new_logits=True)
     return network
@@ -98,14 +92,6 @@ def spec_of(model: str) -> NetSpec:
     if not path.is_file():
         raise InputError(f"no such spec file: {path}")
     return NetSpec.from_json(path.read_text())
-
-
-
-
-def at_resolution(network: Network, resolution: int) -> Network:
-    """The network, its spec set to another input size; the weights are the same."""
-    network.spec = replace(network.spec, input_size=resolution)
-    return network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,18 +45,16 @@ def parse_budget(text: str) -> Budget:
     Raises:
         InputError: no unit, or not a positive number.
     """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(us|µs|ms|s|%)?\s*", text)
-    try:
-        number = float(found[1]) if found else 0.0
-    except ValueError:
-        number = 0.0
-    if found is None or number <= 0:
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(\S*)\s*", text)
+    if found is None or float(found[1]) <= 0:
         raise InputError(f"--latency '{text}' is not a latency", "write for instance 2ms or 70%")
-    if found[2] is None:
-        raise InputError(
-            f"--latency {text} has no unit",
-            f"write {text}ms (milliseconds), {text}us, or a share of the seed network's such as 70%",
-        )
-    if found[2] == "%":
+    number, unit = float(found[1]), found[2]
+    if unit == "%":
         return Budget(fraction=number / 100)
-    return Budget(milliseconds=number * _UNITS[found[2]])
+    if unit in _UNITS:
+        return Budget(milliseconds=number * _UNITS[unit])
+    what = f"has the unknown unit '{unit}'" if unit else "has no unit"
+    raise InputError(
+        f"--latency {text} {what}",
+        f"write {found[1]}ms (milliseconds), {found[1]}us, or a share of the seed network's such as 70%",
+    )

@@ -1,0 +1,7 @@
+"""``python -m mobilefit``."""
+
+import sys
+
+from mobilefit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,173 @@
+"""The verbs as commands. A verb's module is loaded when that verb is called: help stays quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from mobilefit import __version__
+from mobilefit.errors import MobilefitError, unknown
+
+
+class Verb(NamedTuple):
+    """Where a verb is, and what it does in a line."""
+
+    home: str
+    config: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "design": Verb("design", "DesignConfig", "The main job: images and a latency budget in, a measured network out."),
+    "info": Verb("info", "InfoConfig", "A network as the paper's table, with its costs."),
+    "train": Verb("train", "TrainConfig", "Train a network on your images."),
+    "evaluate": Verb("evaluate", "EvaluateConfig", "Accuracy of weights or of a LiteRT file."),
+    "predict": Verb("predict", "PredictConfig", "What a LiteRT file sees in images."),
+    "adapt": Verb("adapt", "AdaptConfig", "NetAdapt: shrink a trained network to a latency."),
+    "quantize": Verb("quantize", "QuantizeConfig", "A float32 LiteRT file to int8."),
+    "export": Verb("export", "ExportConfig", "Trained weights to LiteRT files."),
+    "bench": Verb("bench", "BenchConfig", "Latency of LiteRT files, side by side."),
+    "report": Verb("report", "ReportConfig", "The HTML page of a run, made anew from its records."),
+    "doctor": Verb("doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
+}  # fmt: skip
+
+INTERRUPTED = 130
+
+
+class Verbs(click.Group):
+    """Finds a verb by its name, and names the nearest one for a misspelt one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, the main one first."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """The verb's command; its options are known only when it is called."""
+        if cmd_name not in VERBS:
+            raise unknown("verb", cmd_name, VERBS)
+        return LazyCommand(cmd_name, help=VERBS[cmd_name].help)
+
+
+class LazyCommand(click.Command):
+    """A verb whose module is loaded when its options are needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options, made of the configuration's fields."""
+        if not self.params:
+            self.params = _parameters(self._load()[0])
+        return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The arguments too, which click leaves to the usage line."""
+        fields = [f for f in dataclasses.fields(self._load()[0]) if f.metadata["argument"]]
+        if fields:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(f.name.upper(), f.metadata["help"]) for f in fields])
+        super().format_options(ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the verb's function."""
+        config, function = self._load()
+        return function(config(**ctx.params))
+
+    def _load(self) -> tuple[type[Any], Callable[[Any], Any]]:
+        assert self.name is not None
+        verb = VERBS[self.name]
+        module = importlib.import_module(f"mobilefit.jobs.{verb.home}")
+        return getattr(module, verb.config), getattr(module, self.name)
+
+
+def _parameters(config: type[Any]) -> list[click.Parameter]:
+    hints = typing.get_type_hints(config)
+    return [_parameter(field, hints[field.name]) for field in dataclasses.fields(config)]
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
+    required = field.default is dataclasses.MISSING
+    # click 8.3 takes a default of None for a value: a required field must have none at all
+    default = {} if required else {"default": field.default}
+    if field.metadata["argument"]:
+        many = typing.get_origin(hint) is tuple
+        kind = _kind(typing.get_args(hint)[0] if many else hint)
+        return click.Argument(
+            [field.name], type=kind, nargs=-1 if many else 1, required=required, **default
+        )
+    name = f"--{field.name.replace('_', '-')}"
+    if hint is bool:
+        return click.Option([name, field.name], is_flag=True, help=field.metadata["help"])
+    return click.Option(
+        [name, field.name], type=_kind(hint), required=required, help=field.metadata["help"],
+        show_default=default.get("default") is not None, **default,
+    )  # fmt: skip
+
+
+def _kind(hint: Any) -> Any:
+    """click's type for an annotation: ``X | None`` is X, a Literal is a choice."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        return click.Choice(typing.get_args(hint))
+    return click.Path(path_type=Path) if hint is Path else hint
+
+
+@click.command(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+)
+@click.version_option(__version__, prog_name="mobilefit")
+def _mobilefit() -> None:
+    """Your images and a latency budget in; a trained, quantized, measured network that fits out."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; the result is the exit code.
+
+    0: done; 2: bad input; 3: a quality gate failed; 130: interrupted.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        _mobilefit(args=words, prog_name="mobilefit", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.UsageError as error:
+        verb = error.ctx.info_name if error.ctx and error.ctx.parent else None
+        return _fail(error.format_message(), f"see mobilefit {f'{verb} ' if verb else ''}--help", 2)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except MobilefitError as error:
+        return _fail(error.message, error.hint, error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _interrupted(words)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _fail(message: str, hint: str | None, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"mobilefit: {line}" + (f"; {hint}" if hint else ""), file=sys.stderr)
+    return code
+
+
+def _interrupted(words: list[str]) -> int:
+    resumable = {"design": [], "adapt": [], "train": ["--resume"]}
+    verb = words[0] if words else ""
+    line = "mobilefit: interrupted"
+    if verb in resumable:
+        again = [*words, *(w for w in resumable[verb] if w not in words)]
+        line += f"; go on with: {shlex.join(['mobilefit', *again])}"
+    print(line, file=sys.stderr)
+    return INTERRUPTED

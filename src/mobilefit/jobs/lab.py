@@ -1,0 +1,254 @@
+"""What the verbs do with networks and measurements: train, tune, evaluate, time, describe."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mobilefit import adapt, device, litert
+from mobilefit.arch import FAMILY, NetSpec
+from mobilefit.data import ClassificationData, ImageSet, Preset
+from mobilefit.data.splits import stratified
+from mobilefit.device import Latency, LatencyTable
+from mobilefit.errors import InputError
+from mobilefit.jobs.model import Exported, evaluate_file, input_shape, int8_for_timing
+from mobilefit.nn import Network, load_network
+from mobilefit.progress import Voice
+from mobilefit.runs import write_atomic
+from mobilefit.train import Evaluation, Recipe, evaluate, fit
+
+TABLE = "latency_table.json"
+MARGIN = 0.02
+"""How far under the budget NetAdapt's estimate goes, so that the exported file meets it too."""
+NARROWEST = 8
+SHOWN_MISTAKES = 12
+
+
+# ---- training
+
+
+def train(
+    network: Network, data: ClassificationData, preset: Preset, recipe: Recipe, *, steps: int,
+    seed: int, folder: Path, label: str | None,
+) -> None:  # fmt: skip
+    """Train in place, going on from the folder's checkpoint if there is one."""
+    fit(
+        network, data.train, preset=preset, recipe=recipe, validation=held_out(data, 2000, seed),
+        seed=seed, steps=steps, out=folder, resume=True, progress=label,
+        checkpoint_every=max(1, steps // 20),
+    )  # fmt: skip
+
+
+def tuner(
+    data: ClassificationData, preset: Preset, recipe: Recipe, steps: int
+) -> Callable[[Network, int], None]:
+    """NetAdapt's short-term fine-tuning: the training recipe at a quarter of its rate."""
+    short = replace(
+        recipe, lr=recipe.lr / 4, warmup_epochs=0.0, ema_decay=None, bn_momentum=0.1,
+        schedule="cosine",
+    )  # fmt: skip
+
+    def tune(network: Network, seed: int) -> None:
+        fit(network, data.train, preset=preset, recipe=short, steps=steps, seed=seed)
+
+    return tune
+
+
+def held_out(data: ClassificationData, most: int, seed: int) -> ImageSet:
+    """Held-out images to decide by: all, or ``most`` of them in the classes' proportions."""
+    count = len(data.holdout)
+    if count <= most:
+        return data.holdout
+    return data.holdout.subset(stratified(data.holdout.labels, most / count, seed)[1])
+
+
+def accuracy(network: Network, images: ImageSet, preset: Preset) -> float:
+    """Top-1, 0 to 1."""
+    return evaluate(network, images, preset).top1
+
+
+def last_step(folder: Path, seed_network: Network) -> Network:
+    """The network of NetAdapt's last accepted step, with its short-term weights."""
+    steps = sorted(folder.glob("step_*.safetensors"))
+    return load_network(steps[-1]) if steps else seed_network
+
+
+# ---- latency
+
+
+def measured(specs: Sequence[NetSpec]) -> list[Latency]:
+    """End-to-end latency of int8 networks side by side; weights do not matter."""
+    return device.measure_many([int8_for_timing(spec) for spec in specs])
+
+
+def narrowest(spec: NetSpec) -> NetSpec:
+    """Every width that NetAdapt may shrink at its least."""
+    for group in adapt.groups(spec):
+        spec = group.shrunk(spec, min(group.width, NARROWEST))
+    return spec
+
+
+def floor(spec: NetSpec) -> float:
+    """Milliseconds of the smallest network that NetAdapt can reach."""
+    return measured([narrowest(spec)])[0].median_ms
+
+
+def family_floor(like: NetSpec) -> tuple[str, float]:
+    """The network of the family that can become fastest at this size, and its milliseconds."""
+    specs = [narrowest(s.resolution(like.input_size).classes(like.head.num_classes))
+             for s in FAMILY.values()]  # fmt: skip
+    found = dict(zip(FAMILY, (latency.median_ms for latency in measured(specs)), strict=True))
+    name = min(found, key=lambda key: found[key])
+    return name, found[name]
+
+
+class Confirm:
+    """End-to-end measurement beside the seed network, in milliseconds of the machine's first speed.
+
+    The machine's speed drifts over a long run; what the seed network takes now against what it took
+    at the start takes the drift out.
+    """
+
+    def __init__(self, seed_network: Network, seed_ms: float) -> None:
+        self._reference, self._nominal = int8_for_timing(seed_network.spec), seed_ms
+
+    def __call__(self, network: Network) -> float:
+        blob = litert.with_random_ranges(
+            litert.compile(network.eval(), input_shape(network.spec))
+        )
+        found, reference = device.measure_many([blob, self._reference])
+        return found.median_ms * self._nominal / reference.median_ms
+
+
+@dataclass
+class OpenTable:
+    """A run's latency table, saved whenever it learns a row, so that a resumed run knows the same."""
+
+    path: Path
+    given: Path | None
+    _table: LatencyTable | None = None
+
+    def fitted(self, spec: NetSpec, voice: Voice) -> OpenTable:
+        """Loaded, or else built for the networks made from ``spec``."""
+        source = self.path if self.path.exists() else self.given
+        if source is not None:
+            self._table = LatencyTable.load(source)
+        else:
+            voice("building the latency table")
+            self._table = LatencyTable.build(spec)
+        self._table.save(self.path)
+        return self
+
+    @property
+    def table(self) -> LatencyTable:
+        """The table itself."""
+        assert self._table is not None, "fitted() comes first"
+        return self._table
+
+    def ensure(self, specs: Sequence[NetSpec], label: str | None = None) -> None:
+        """Measure the rows of these networks that are missing, and keep them."""
+        known = len(self.table.rows)
+        self.table.ensure(specs, label)
+        if len(self.table.rows) != known:
+            self.table.save(self.path)
+
+    def predict(self, spec: NetSpec) -> float:
+        """Milliseconds of a network."""
+        self.ensure([spec])
+        return self.table.predict(spec)
+
+    def layer_rows(self, spec: NetSpec) -> list[dict[str, Any]]:
+        """Each row of a network with its share of the predicted milliseconds and its multiply-adds."""
+        cost = spec.cost()
+        self.ensure([spec])
+        return [
+            {"name": name, "ms": self.table.scale * ms, "madds": cost.of(name).madds}
+            for name, ms in self.table.row_times(spec).items()
+        ]
+
+
+# ---- results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A trained network of the comparison."""
+
+    label: str
+    kind: str
+    """seed, adapted or width."""
+    seed: int
+    network: Network
+
+
+def result(
+    entry: Entry, files: Exported, latency: Latency, data: ClassificationData, preset: Preset
+) -> tuple[dict[str, Any], Evaluation]:
+    """An entry's row in the record, and what its int8 file makes of the test images."""
+    int8 = evaluate_file(files.int8, data.test, preset)
+    cost = entry.network.spec.cost()
+    row = {
+        "label": entry.label, "kind": entry.kind, "seed": entry.seed,
+        "latency": latency.to_dict(), "accuracy_int8": int8.top1,
+        "accuracy_float": evaluate_file(files.float32, data.test, preset).top1,
+        "params": cost.params, "madds": cost.madds, "spec_id": entry.network.spec.id,
+    }  # fmt: skip
+    return row, int8
+
+
+def write_files(folder: Path, files: Exported) -> dict[str, str]:
+    """Write a network's two files; their names by kind."""
+    names = {"int8": "model_int8.tflite", "float32": "model_float32.tflite"}
+    for kind, name in names.items():
+        write_atomic(folder / name, getattr(files, kind))
+    return names
+
+
+def describe(data: ClassificationData) -> dict[str, Any]:
+    """A data set in a record."""
+    return {
+        "name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint,
+        "sizes": {part: len(getattr(data, part)) for part in ("train", "holdout", "test")},
+        "skipped": [{"path": file.path, "why": file.why} for file in data.skipped],
+    }  # fmt: skip
+
+
+def misclassified(found: Evaluation, data: ClassificationData) -> list[dict[str, Any]]:
+    """The surest mistakes on the test images, with pictures for the report."""
+    wrong = np.flatnonzero(found.predictions != data.test.labels)
+    surest = wrong[np.argsort(-found.confidence[wrong], kind="stable")][:SHOWN_MISTAKES]
+    pictures = data.test.images(surest, 96).permute(0, 2, 3, 1).numpy()
+    return [
+        {
+            "index": int(i), "true": data.classes[data.test.labels[i]],
+            "predicted": data.classes[found.predictions[i]],
+            "confidence": float(found.confidence[i]), "png_base64": _png(picture),
+        }
+        for i, picture in zip(surest, pictures, strict=True)
+    ]  # fmt: skip
+
+
+def _png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def check_positive(**values: float | None) -> None:
+    """Refuse options that must be above 0, all in one message.
+
+    Raises:
+        InputError: it names them.
+    """
+    bad = [f"--{name.replace('_', '-')} is {value}, must be above 0"
+           for name, value in values.items() if value is not None and not value > 0]  # fmt: skip
+    if bad:
+        raise InputError("; ".join(bad))
+

@@ -1,0 +1,179 @@
+"""How ``design`` spends the time that it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mobilefit import adapt, train
+from mobilefit.arch import NetSpec
+from mobilefit.data import ClassificationData, Preset
+from mobilefit.jobs import lab
+from mobilefit.jobs.model import network_for
+from mobilefit.train import Recipe
+
+DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
+"""The V3 paper's step, and larger ones for when time is short."""
+LEAST_TUNE_STEPS = 15
+MOST_TUNE_STEPS = 10_000
+"""The V3 paper's T."""
+MOST_EPOCHS = 200
+ADAPT_SHARE = 0.35
+"""Of the time that is left for training, for NetAdapt's."""
+NARROWER = 0.85
+"""About what a training step of a shrunk network takes of the seed network's."""
+CUT = 1.3
+"""About how much more than the least a NetAdapt step cuts, since widths go in steps of eight."""
+HELD_IMAGES = 2000
+ROW_SECONDS = 0.2
+FIXED_SECONDS = 20.0
+PROBE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What this machine does with the seed network, images a second."""
+
+    training: float
+    evaluation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user said of the time; ``None`` is left to the plan."""
+
+    minutes: float
+    seeds: int
+    delta: float | None
+    tune_steps: int | None
+    epochs: float | None
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be done, and about how long each part takes in seconds."""
+
+    recipe_name: str
+    batch_size: int
+    train_steps: int
+    epochs: float
+    seeds: int
+    shrink: bool
+    """Whether the seed network is over the budget."""
+    delta: float
+    adapt_steps: int
+    proposals: int
+    tune_steps: int
+    held_images: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def recipe(self) -> Recipe:
+        """How every network of the run is trained."""
+        return replace(train.recipe(self.recipe_name), batch_size=self.batch_size)
+
+    def told(self, out: Path) -> str:
+        """The plan in words."""
+        what = {
+            "table": "build the latency table of this machine",
+            "seed": f"train the seed network: {self.train_steps} steps of {self.batch_size}, "
+                    f"{self.epochs:.1f} epochs",
+            "netadapt": f"NetAdapt: about {self.adapt_steps} steps of {self.proposals} proposals, each "
+                        f"cutting {self.delta:.1%} or more and tuned for {self.tune_steps} steps",
+            "final": "train the adapted network from scratch" + self._times(),
+            "width": "train the seed network scaled to the same latency alike" + self._times(),
+            "export": "quantize, evaluate on the test images, measure, report",
+        }  # fmt: skip
+        lines = [f"{n}. {what[key]} ({_duration(s)})"
+                 for n, (key, s) in enumerate(self.seconds.items(), 1)]  # fmt: skip
+        lines.append(f"in all about {_duration(sum(self.seconds.values()))}, in {out}; "
+                     "Ctrl-C any time: the same command goes on")  # fmt: skip
+        return "\n".join(lines)
+
+    def _times(self) -> str:
+        return f", {self.seeds} seeds" if self.seeds > 1 else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def speed(spec: NetSpec, data: ClassificationData, preset: Preset, recipe: Recipe) -> Speed:
+    """Time a few steps of the seed network and a few evaluations."""
+    network = network_for(spec, None)
+    batch = batch_size(recipe, len(data.train))
+    short = replace(recipe, batch_size=batch, ema_decay=None)
+    steps, seconds = 3, 0.0
+    while seconds < PROBE_SECONDS:  # the first ones choose kernels and fill caches
+        found = train.fit(network, data.train, preset=preset, recipe=short, steps=steps)
+        steps, seconds = 3 * steps, found.seconds
+    images = lab.held_out(data, 4 * batch, 0)
+    lab.accuracy(network, images, preset)
+    began = time.perf_counter()
+    lab.accuracy(network, images, preset)
+    return Speed(
+        training=found.images_per_second, evaluation=len(images) / (time.perf_counter() - began)
+    )
+
+
+def batch_size(recipe: Recipe, images: int) -> int:
+    """The recipe's, or less where an epoch would have fewer than eight steps."""
+    return max(2, min(recipe.batch_size, images // 8))
+
+
+def make(
+    request: Request, data: ClassificationData, found: Speed, spec: NetSpec, seed_ms: float,
+    budget_ms: float,
+) -> Plan:  # fmt: skip
+    """Divide the time between the trainings, which get two thirds, and NetAdapt."""
+    batch = batch_size(train.recipe(request.recipe), len(data.train))
+    shrink = seed_ms > budget_ms
+    step_seconds = batch / found.training
+    runs = 1 + 2 * NARROWER * request.seeds * shrink
+    export = (1 + 2 * request.seeds * shrink) * (5 + 4e-3 * seed_ms * len(data.test))
+    groups = len(adapt.groups(spec))
+    over = max(0.0, seed_ms - budget_ms) / seed_ms
+
+    def adapt_steps(delta: float) -> int:
+        return math.ceil(over / (CUT * delta))
+
+    table = FIXED_SECONDS + shrink * ROW_SECONDS * groups * (5 + adapt_steps(0.03))
+    left = max(0.0, 60 * request.minutes - table - export)
+    train_share = 1 - ADAPT_SHARE * shrink
+    per_epoch = max(1, len(data.train) // batch)
+    most = MOST_EPOCHS * per_epoch
+    steps = max(20, min(most, int(train_share * left / (runs * step_seconds))))
+    if request.epochs is not None:
+        steps = max(1, round(request.epochs * per_epoch))
+    held = min(HELD_IMAGES, len(data.holdout))
+    left_for_adapt = max(ADAPT_SHARE * left, left - runs * steps * step_seconds)
+    fixed = 0.1 + held / found.evaluation
+
+    def affordable(delta: float) -> int:
+        one = left_for_adapt / max(1, adapt_steps(delta) * groups)
+        return int((one - fixed) / (NARROWER * step_seconds))
+
+    delta = request.delta or next((d for d in DELTAS if affordable(d) >= LEAST_TUNE_STEPS), DELTAS[-1])
+    tune = request.tune_steps or max(
+        LEAST_TUNE_STEPS // 3, min(affordable(delta), MOST_TUNE_STEPS, 2 * per_epoch)
+    )
+    one = steps * step_seconds
+    adapting = adapt_steps(delta) * groups * (fixed + tune * NARROWER * step_seconds)
+    shrinking = {
+        "netadapt": adapting, "final": NARROWER * one * request.seeds,
+        "width": NARROWER * one * request.seeds,
+    }  # fmt: skip
+    return Plan(
+        recipe_name=request.recipe, batch_size=batch, train_steps=steps,
+        epochs=steps / per_epoch, seeds=request.seeds, shrink=shrink, delta=delta,
+        adapt_steps=adapt_steps(delta), proposals=groups, tune_steps=tune, held_images=held,
+        seconds={"table": table, "seed": one, **(shrinking if shrink else {}), "export": export},
+    )  # fmt: skip
