@@ -1,0 +1,65 @@
+"""The benchmarks' parts that need neither a quiet machine nor the peers."""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import mobilefit as mf
+from benchmarks import latency, table
+from mobilefit.adapt import groups
+
+
+@pytest.mark.parametrize("module", [latency, table])
+def test_command_line(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        module.main(["--help"])
+    assert stopped.value.code == 0
+    assert "--network" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        module.main(["--netwrok", "x"])
+    assert stopped.value.code == 2
+
+
+def test_random_patterns_are_narrower_in_steps_of_8() -> None:
+    spec = mf.spec("mobilenet_v3_small").resolution(96)
+    dice = random.Random(0)
+    drawn = [table.random_pattern(spec, dice) for _ in range(20)]
+    assert len({s.id for s in drawn}) == 20
+    full = [group.width for group in groups(spec)]
+    for pattern in drawn:
+        blocks = zip(pattern.blocks, spec.blocks)
+        assert all(p.out <= b.out and (p.expand or 0) <= (b.expand or 0) for p, b in blocks)
+        widths = [b.out for b in pattern.blocks] + [b.expand for b in pattern.blocks if b.expand]
+        assert all(width % 8 == 0 or width in full for width in widths)
+        assert (pattern.head, pattern.last) == (spec.head, spec.last)
+
+
+def test_the_summary_says_what_was_missed() -> None:
+    result = {
+        "network": "n", "resolution": 32, "file_bytes": {"a": 2_000_000},
+        "latency_ms": {"a": 1.5, "b": 1.0}, "partitions": {"a": 3},
+        "ratios": [{"of": "a", "to": "b", "ratio": 1.5, "target": 1.02, "met": False}],
+        "compile": {"mobilefit_s": 0.1, "litert_torch_s": 10.0, "ratio": 100.0, "met": True},
+    }  # fmt: skip
+    text = "\n".join(latency.table([result]))
+    assert "| a | 1.500 | 3 | 2.0 |\n| b | 1.000 |  | |" in text
+    assert "| a / b | 1.500 | at most 1.02 | **no** |" in text
+    assert re.search(r"litert-torch 10\.00 s / mobilefit 0\.100 s \| 100 \|.*\| yes \|", text)
+
+
+def test_the_peers_know_every_command_and_pin_every_package() -> None:
+    source = Path(latency.__file__).read_text()
+    peer = ast.parse(Path(latency.__file__).with_name("peer.py").read_text())
+    methods = {node.name for node in ast.walk(peer) if isinstance(node, ast.FunctionDef)}
+    asked = set(re.findall(r'(?:peers|self)\(\s*"(\w+)"', source))
+    assert len(asked) >= 5 and asked <= methods
+    lines = latency.REQUIREMENTS.read_text().splitlines()
+    pins = [line.partition("==") for line in lines if not line.startswith("#")]
+    assert all(version for _, _, version in pins)
+    assert {name for name, _, _ in pins} >= set(latency.PACKAGES)
