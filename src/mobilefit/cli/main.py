@@ -78,7 +78,13 @@ class LazyCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Call the verb's function."""
         config, function = self._load()
-        return function(config(**ctx.params))
+        try:
+            result = function(config(**ctx.params))
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader left, as `| head` does: click would exit with 1
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+        return result
 
     def _load(self) -> tuple[type[Any], Callable[[Any], Any]]:
         assert self.name is not None
@@ -95,7 +101,7 @@ def _parameters(config: type[Any]) -> list[click.Parameter]:
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
     required = field.default is dataclasses.MISSING
     # click 8.3 takes a default of None for a value: a required field must have none at all
-    default = {} if required else {"default": field.default}
+    default: dict[str, Any] = {} if required else {"default": field.default}
     if field.metadata["argument"]:
         many = typing.get_origin(hint) is tuple
         kind = _kind(typing.get_args(hint)[0] if many else hint)
@@ -150,9 +156,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.message, error.hint, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _interrupted(words)
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from mobilefit import train
 from mobilefit.data import ClassificationData, load
 from mobilefit.errors import InputError
-from mobilefit.jobs.model import evaluate_file, file_info, read_file
+from mobilefit.jobs.model import evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
 from mobilefit.nn import load_network
 from mobilefit.train import Evaluation
@@ -39,7 +39,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     images = getattr(data, config.part)
     if described is not None:
         _check(data, config.model, described.spec.head.num_classes, described.classes)
-        found = evaluate_file(blob, images, described.preset)
+        with naming(config.model):
+            found = evaluate_file(blob, images, described.preset)
     else:
         assert network is not None
         _check(data, config.model, network.spec.head.num_classes, None)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilefit import device
 from mobilefit.data import load
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab
@@ -41,10 +40,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "give the data that it was trained on",
         )
     run = RunFolder(config.out, "export", config)
+    if run.finished:
+        raise InputError(f"{run.path} holds a finished run", "choose another --out")
     preset = data.preset(network.spec.input_size)
     files = models.export(network, data, preset, seed=config.seed)
     entry = lab.Entry(label=network.spec.name, kind="seed", seed=config.seed, network=network)
-    quick, slow = device.measure_many([files.int8, files.float32])
+    quick, slow = lab.side_by_side([files.int8, files.float32])
     row, found = lab.result(entry, files, quick, data, preset)
     names = lab.write_files(run.path, files)
     record = run.finish({

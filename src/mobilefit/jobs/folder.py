@@ -48,7 +48,7 @@ class RunFolder:
         self._refuse_other_runs(resume)
         write_json(path / "config.json", {"verb": verb, **self.config})
         state = path / "state.json"
-        self.state: dict[str, Any] = read_json(state) if state.exists() else {}
+        self.state: dict[str, Any] = _object(state) if state.exists() else {}
         self.state.setdefault("started", now())
         self.state.setdefault("seconds", {})
 
@@ -59,9 +59,9 @@ class RunFolder:
 
     def _refuse_other_runs(self, resume: bool) -> None:
         earlier = self.path / "config.json"
-        if not earlier.exists():
+        if not earlier.exists() or not self._begun():
             return
-        theirs = read_json(earlier)
+        theirs = _object(earlier)
         mine = {"verb": self.verb, **self.config}
         differing = sorted(k for k in {*theirs, *mine} - PLACE_ONLY if theirs.get(k) != mine.get(k))
         kind = "a finished run" if self.finished else "an unfinished run"
@@ -76,6 +76,13 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds {kind}", f"{go_on}choose another --out, or delete that folder"
             )
+
+    def _begun(self) -> bool:
+        """Whether there is anything to lose: a file, or the result of a stage."""
+        files = {path.name for path in self.path.iterdir()} - {"config.json", "state.json"}
+        state = self.path / "state.json"
+        stages = set(_object(state)) - {"started", "seconds"} if state.exists() else set()
+        return bool(files or stages)
 
     def stage(self, name: str, work: Callable[[], T]) -> T:
         """The stage's result: from an earlier run if it got that far, else by doing the work.
@@ -115,6 +122,13 @@ class RunFolder:
         """The record of a finished run."""
         value: dict[str, Any] = read_json(self.path / RECORD)
         return value
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a run's", "choose another --out, or delete that folder")
+    return value
 
 
 def command(verb: str, config: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ def spec_of(model: str) -> NetSpec:
     path = Path(model)
     if not path.is_file():
         raise InputError(f"no such spec file: {path}")
-    return NetSpec.from_json(path.read_text())
+    with naming(path):
+        return NetSpec.from_json(read_file(path).decode(errors="replace"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +111,25 @@ def file_info(blob: bytes, path: Path) -> FileInfo:
     Raises:
         InputError: the file is damaged or not one of ours.
     """
-    metadata: dict[str, Any] | None = litert.read_metadata(blob)
-    if metadata is None or "preset" not in metadata:
-        raise InputError(
-            f"{path} does not say how its input is prepared", "use a file that mobilefit exported"
-        )
-    return FileInfo(
-        preset=Preset.from_dict(metadata["preset"]), classes=tuple(metadata["classes"]),
-        spec=NetSpec.from_dict(metadata["spec"]),
-    )  # fmt: skip
+    with naming(path):
+        metadata: Any = litert.read_metadata(blob)
+        if not isinstance(metadata, dict) or not {"preset", "classes", "spec"} <= metadata.keys():
+            raise InputError(
+                "does not say how its input is prepared", "use a file that mobilefit exported"
+            )
+        return FileInfo(
+            preset=Preset.from_dict(metadata["preset"]), classes=tuple(metadata["classes"]),
+            spec=NetSpec.from_dict(metadata["spec"]),
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts a file's name before what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", error.hint) from error
 
 
 def read_file(path: Path) -> bytes:

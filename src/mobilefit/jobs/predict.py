@@ -13,7 +13,7 @@ from mobilefit.data.folder import image_files
 from mobilefit.device import shared_worker
 from mobilefit.errors import InputError
 from mobilefit.jobs.lab import check_positive
-from mobilefit.jobs.model import file_info, read_file
+from mobilefit.jobs.model import file_info, naming, read_file
 from mobilefit.jobs.options import option
 
 
@@ -44,7 +44,8 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         except InputError as error:
             problems.append({"image": str(path), "problem": error.message})
             continue
-        logits = shared_worker().run(blob, pixels[None])[0]
+        with naming(config.file):
+            logits = shared_worker().run(blob, pixels[None])[0]
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-shares, kind="stable")[: config.top]

@@ -8,7 +8,7 @@ from pathlib import Path
 from mobilefit import device, litert
 from mobilefit.data import load
 from mobilefit.jobs.lab import check_positive
-from mobilefit.jobs.model import calibration, evaluate_file, file_info, read_file
+from mobilefit.jobs.model import calibration, evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
 from mobilefit.runs import write_atomic
 
@@ -34,9 +34,10 @@ def quantize(config: QuantizeConfig) -> bytes:
     blob = read_file(config.file)
     described = file_info(blob, config.file)
     data = load(config.data, seed=config.seed)
-    small = litert.quantize(
-        blob, calibration(data, described.preset, config.seed, config.images)
-    )
+    with naming(config.file):
+        small = litert.quantize(
+            blob, calibration(data, described.preset, config.seed, config.images)
+        )
     stem = config.file.stem.removesuffix("_float32")
     out = config.out or config.file.with_name(f"{stem}_int8.tflite")
     write_atomic(out, small)

@@ -1,0 +1,190 @@
+"""LiteRT files that are damaged, of somebody else, or not what a verb needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mobilefit import litert
+from mobilefit.litert.graph import METADATA_NAME, parse, serialize
+
+from .small import World, make_images, record, run
+
+REFUSED = Callable[..., str]
+
+
+def verbs_on(file: Path, world: World, out: Path) -> dict[str, Sequence[object]]:
+    """Every verb that takes a LiteRT file."""
+    return {
+        "evaluate": ["evaluate", world.images, file],
+        "predict": ["predict", file, world.images / "red" / "000.png"],
+        "quantize": ["quantize", file, world.images, "--images", 6, "--out", out / "q.tflite"],
+        "bench": ["bench", world.int8, file, "--csv", out / "b.csv"],
+    }
+
+
+every_verb = pytest.mark.parametrize("verb", ["evaluate", "predict", "quantize", "bench"])
+
+
+@every_verb
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "zeros", "flip"])
+def test_a_damaged_file(
+    verb: str, damage: str, world: World, tmp_path: Path, steady: None, refused: REFUSED
+) -> None:
+    data = world.float32.read_bytes()
+    bad = {"cut": data[: len(data) // 2], "empty": b"", "text": b"this is no network at all",
+           "zeros": bytes(4000), "flip": data[:8] + bytes(b ^ 0x55 for b in data[8:200]) + data[200:],
+           }  # fmt: skip
+    file = tmp_path / "bad.tflite"
+    file.write_bytes(bad[damage])
+    said = refused(*verbs_on(file, world, tmp_path)[verb])
+    assert str(file) in said
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.tflite"}
+
+
+@every_verb
+def test_a_file_that_is_not_there(
+    verb: str, world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    said = refused(*verbs_on(tmp_path / "none.tflite", world, tmp_path)[verb])
+    assert f"cannot read {tmp_path / 'none.tflite'}: No such file" in said
+    assert f"cannot read {tmp_path}: Is a directory" in refused("bench", tmp_path)
+
+
+def foreign(kind: str, world: World) -> bytes:
+    """A good network that does not say how its input is prepared."""
+    if kind == "no metadata":
+        torch.manual_seed(0)
+        return litert.compile(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), (1, 3, 32, 32))
+    graph = parse(world.float32.read_bytes())
+    assert METADATA_NAME in graph.metadata
+    graph.metadata[METADATA_NAME] = {
+        "no JSON": b"\xff{", "a list": b"[1]", "half of it": b'{"preset": {}}'
+    }[kind]  # fmt: skip
+    return serialize(graph)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "quantize"])
+@pytest.mark.parametrize("kind", ["no metadata", "no JSON", "a list", "half of it"])
+def test_a_file_of_somebody_else(
+    verb: str, kind: str, world: World, tmp_path: Path, steady: None, refused: REFUSED
+) -> None:
+    file = tmp_path / "foreign.tflite"
+    file.write_bytes(foreign(kind, world))
+    said = refused(*verbs_on(file, world, tmp_path)[verb])
+    assert str(file) in said
+    assert ("corrupt" if kind == "no JSON" else "use a file that mobilefit exported") in said
+
+
+def test_bench_takes_a_file_of_somebody_else(world: World, tmp_path: Path, steady: None) -> None:
+    (tmp_path / "foreign.tflite").write_bytes(foreign("no metadata", world))
+    assert run("bench", tmp_path / "foreign.tflite") == 0
+
+
+def test_an_int8_file_is_not_quantized_again(
+    world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    said = refused("quantize", world.int8, world.images, "--out", tmp_path / "q.tflite")
+    assert "already quantized" in said and "give the float32 file" in said
+    assert str(world.int8) in said
+    assert not (tmp_path / "q.tflite").exists()
+
+
+def test_quantize_names_its_file_after_the_other(
+    world: World, tmp_path: Path, steady: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net_float32.tflite").write_bytes(world.float32.read_bytes())
+    assert run("quantize", tmp_path / "net_float32.tflite", world.images) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in out] == [
+        str(tmp_path / "net_float32.tflite"), str(tmp_path / "net_int8.tflite")
+    ]  # fmt: skip
+    assert (tmp_path / "net_int8.tflite").read_bytes() == world.int8.read_bytes()
+
+
+def test_images_that_cannot_be_predicted(
+    world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    assert f"no such image or folder: {tmp_path}/x.png" in refused(
+        "predict", world.int8, tmp_path / "x.png"
+    )
+    assert f"no image in the folder {tmp_path}" in refused("predict", world.int8, tmp_path)
+    (tmp_path / "bad.png").write_text("no image")
+    said = refused("predict", world.int8, tmp_path / "bad.png")
+    assert str(tmp_path / "bad.png") in said and "not an image" in said
+    said = refused("predict", world.int8, tmp_path / "bad.png", "--top", 0)
+    assert said.startswith("--top is 0")
+
+
+def test_predict_shows_no_more_classes_than_there_are(world: World) -> None:
+    from mobilefit.jobs.predict import PredictConfig, predict
+
+    image = world.images / "red" / "000.png"
+    found = predict(PredictConfig(file=world.int8, images=(image,), top=99))
+    shares = [row["share"] for row in found[0]["classes"]]
+    assert len(shares) == 3 and shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize("model", ["weights", "float32", "int8"])
+def test_images_of_other_classes(
+    model: str, world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    file = getattr(world, model)
+    four = make_images(tmp_path / "four", ("a", "b", "c", "d"), count=4)
+    said = refused("evaluate", four, file)
+    assert f"{file} tells 3 classes apart" in said and "four has 4 (a, b, c, d" in said
+    if model != "weights":  # the names are in the file
+        other = make_images(tmp_path / "other", ("a", "b", "c"), count=4)
+        assert "(blue, green, red" in refused("evaluate", other, file)
+
+
+@pytest.mark.parametrize("verb", ["export", "adapt"])
+def test_weights_for_other_classes(
+    verb: str, world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    four = make_images(tmp_path / "four", ("a", "b", "c", "d"), count=4)
+    more = ["--latency", "70%"] if verb == "adapt" else []
+    said = refused(verb, world.weights, four, "--out", tmp_path / "run", *more)
+    assert "tells 3 classes apart" in said and "has 4" in said
+
+
+@pytest.mark.parametrize("verb", ["export", "adapt"])
+def test_a_finished_run_is_not_overwritten(
+    verb: str, world: World, tmp_path: Path, steady: None, refused: REFUSED
+) -> None:
+    more = ["--latency", "90%", "--tune-steps", 1, "--quiet"] if verb == "adapt" else []
+    words = [verb, world.weights, world.images, "--out", tmp_path / "run", *more]
+    assert run(*words) == 0
+    before = record(tmp_path / "run")
+    assert "holds a finished run" in refused(*words)
+    assert record(tmp_path / "run") == before
+
+
+def test_what_is_adapted_can_be_trained(world: World, tmp_path: Path, steady: None) -> None:
+    out = tmp_path / "adapted"
+    assert run("adapt", world.weights, world.images, "--latency", "70%", "--delta", 0.1,
+               "--tune-steps", 1, "--out", out, "--quiet") == 0  # fmt: skip
+    assert record(out)["latency_ms"] <= record(out)["budget_ms"]
+    assert run("train", world.images, "--model", out / "adapted.json", "--resolution", 32,
+               "--batch-size", 16, "--steps", 1, "--out", tmp_path / "t", "--quiet") == 0  # fmt: skip
+    trained, adapted = record(tmp_path / "t")["final_spec"], record(out)["final_spec"]
+    assert trained["blocks"] == adapted["blocks"] and trained["stem"] == adapted["stem"]
+
+
+def test_bench_refuses_cores_and_threads_that_are_not_there(
+    world: World, refused: REFUSED
+) -> None:
+    assert "core 9999 is not among" in refused("bench", world.int8, "--core", 9999)
+    assert "--threads is 0" in refused("bench", world.int8, "--threads", 0)
+    said = refused("bench", world.int8, "--threads", 2, "--core", 0)
+    assert "cannot be pinned" in said
+
+
+def test_a_report_needs_a_run(tmp_path: Path, refused: REFUSED) -> None:
+    assert f"no such run folder: {tmp_path}/none" in refused("report", tmp_path / "none")
+    said = refused("report", tmp_path)
+    assert str(tmp_path) in said

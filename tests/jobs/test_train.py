@@ -1,0 +1,279 @@
+"""Training as a verb: going on after an interruption, and refusing what cannot be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from mobilefit.runs import read_jsonl
+from mobilefit.train.loop import Trainer
+
+from .small import World, make_images, picture, record, run
+
+REFUSED = Callable[..., str]
+
+
+def words(world: World, out: Path, *more: object) -> list[str]:
+    return [str(word) for word in (
+        "train", world.images, "--model", world.spec, "--resolution", 32, "--batch-size", 16,
+        "--checkpoint-every", 4, "--steps", 12, "--seed", 3, "--out", out, "--quiet", *more,
+    )]  # fmt: skip
+
+
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]
+) -> None:
+    original, calls = Trainer.step, iter(range(1, 10_000))
+
+    def step(self: Trainer, *batch: Any) -> float:
+        if next(calls) == number:
+            act()
+        return original(self, *batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("train") / "undisturbed"
+    assert run(*words(world, out)) == 0
+    return out
+
+
+def test_the_folder_of_a_training(undisturbed: Path) -> None:
+    made = record(undisturbed)
+    assert [row["kind"] for row in made["results"]] == ["seed"]
+    assert made["final"]["loss"] > 0 and made["final_spec"]["input_size"] == 32
+    assert made["recipe"]["batch_size"] == 16 and made["seconds"]["training"] > 0
+    assert read_jsonl(undisturbed / "metrics.jsonl")[-1]["step"] == 12
+    assert "<html" in (undisturbed / "report.html").read_text().lower()
+
+
+def test_an_interrupted_training_goes_on(
+    world: World, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], refused: REFUSED,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
+        assert run(*words(world, tmp_path)) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(" --quiet --resume") and "go on with: mobilefit train" in line
+    assert not (tmp_path / "record.json").exists()
+    said = refused(*words(world, tmp_path))
+    assert "holds an unfinished run" in said and "add --resume" in said
+    assert run(*words(world, tmp_path, "--resume")) == 0
+    assert same_weights(tmp_path, undisturbed)
+    assert "holds a finished run" in refused(*words(world, tmp_path, "--resume"))
+    assert "holds a finished run" in refused(*words(world, tmp_path))
+    assert same_weights(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(("call", "file"), [("fsync", "metrics.jsonl"), ("replace", "checkpoint.pt")])
+def test_a_full_disk_keeps_the_last_checkpoint(
+    call: str, file: str, world: World, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    refused: REFUSED,
+) -> None:  # fmt: skip
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: patch.setattr(os, call, full))
+        said = refused(*words(world, tmp_path))
+    assert f"cannot write {tmp_path / file}: No space left on device" in said
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["state"]["step"] == 4
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert run(*words(world, tmp_path, "--resume")) == 0
+    assert same_weights(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_checkpoint(
+    damage: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: REFUSED
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(signal.SIGINT))
+        assert run(*words(world, tmp_path)) == 130
+    path = tmp_path / "checkpoint.pt"
+    data = path.read_bytes()
+    bad = {"cut": data[: len(data) // 2], "empty": b"",
+           "flip": bytes(byte ^ 0xFF for byte in data[:2000]) + data[2000:]}  # fmt: skip
+    path.write_bytes(bad[damage])
+    said = refused(*words(world, tmp_path, "--resume"))
+    assert str(path) in said and "damaged or cut short" in said and "delete it" in said
+
+
+@pytest.mark.parametrize("rate", ["1e30", "inf"])
+def test_a_loss_that_is_not_finite(
+    rate: str, world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    said = refused(*words(world, tmp_path, "--lr", rate))
+    assert "not finite" in said or "the loss is" in said or "lr is inf" in said
+    if "lr is inf" not in said:
+        assert " of 12 (epoch " in said and "step " in said and "lower the learning rate" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (["--epochs", 2], ["--steps and --epochs"]),
+        (["--width", 0], ["--width is 0.0"]),
+        (["--width", "inf"], ["--width is inf"]),
+        (["--batch-size", 0], ["batch_size is 0"]),
+        (["--lr", -1], ["lr is -1.0"]),
+        (["--lr", "nan"], ["lr is nan"]),
+        (["--checkpoint-every", 0], ["checkpoint", "0"]),
+        (["--augment", "lihgt"], ["'lihgt'", "'light'"]),
+        (["--recipe", "papre"], ["'papre'", "'paper'"]),
+        (["--precision", "8-true"], ["--precision", "32-true"]),
+        (["--model", "mobilenet_v3_lareg"], ["did you mean 'mobilenet_v3_large'?"]),
+        (["--weights", "nowhere.pth"], ["no such weights file: nowhere.pth"]),
+    ],
+)
+def test_bad_options(
+    more: list[Any], parts: list[str], world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    said = refused(*words(world, tmp_path / "run", *more))
+    for part in parts:
+        assert part in said
+
+
+# ---- images
+
+
+def train(images: Path, world: World, out: Path) -> list[str]:
+    return [*map(str, ("train", images, "--model", world.spec, "--resolution", 32, "--batch-size", 8,
+                       "--steps", 2, "--out", out, "--quiet"))]  # fmt: skip
+
+
+def test_images_of_every_kind_are_used(world: World, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "set", ("a", "b"), count=8)
+    picture(0, 1).convert("L").save(images / "a" / "grey.jpg")
+    picture(0, 2).convert("CMYK").save(images / "a" / "cmyk.jpg")
+    Image.new("I;16", (40, 30), 30000).save(images / "b" / "deep.png")
+    picture(1, 3).convert("P").save(images / "b" / "palette.gif")
+    picture(1, 4, (5, 4)).save(images / "b" / "small.png")
+    assert run(*train(images, world, tmp_path / "run")) == 0
+    made = record(tmp_path / "run")["data"]
+    assert made["skipped"] == [] and sum(made["sizes"].values()) == 21
+
+
+def test_images_smaller_than_the_stride(world: World, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "set", ("a", "b"), count=8, size=(4, 5))
+    assert run(*train(images, world, tmp_path / "run")) == 0
+
+
+def test_a_network_larger_than_its_input(world: World, tmp_path: Path) -> None:
+    assert run(*words(world, tmp_path / "run", "--resolution", 4)) == 0
+
+
+def test_bad_images_are_left_out_and_named(world: World, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "set", ("a", "b"), count=8)
+    (images / "a" / "text.jpg").write_text("no image")
+    (images / "b" / "empty.png").write_bytes(b"")
+    assert run(*train(images, world, tmp_path / "run")) == 0
+    skipped = record(tmp_path / "run")["data"]["skipped"]
+    assert [Path(file["path"]).name for file in skipped] == ["text.jpg", "empty.png"]
+
+
+def test_folders_that_cannot_be_used(world: World, tmp_path: Path, refused: REFUSED) -> None:
+    out = tmp_path / "run"
+    assert "no such folder or data set: '" in refused(*train(tmp_path / "nowhere", world, out))
+    assert "did you mean 'fashion-mnist'?" in refused(*train(Path("fashion-mnits"), world, out))
+    assert "is not a folder" in refused(*train(world.spec, world, out))
+    one = make_images(tmp_path / "one", ("alone",), count=3)
+    assert "holds one class alone, 'alone'" in refused(*train(one, world, out))
+    (one / "vain").mkdir()
+    said = refused(*train(one, world, out))
+    assert f"no image in {one / 'vain'}" in said
+    for number in range(4):
+        (one / "vain" / f"{number}.jpg").write_text("no image")
+    said = refused(*train(one, world, out))
+    assert "4 of the 7 image files" in said and str(one / "vain" / "0.jpg") in said
+    few = make_images(tmp_path / "few", ("a", "b"), count=5)
+    for path in (few / "b").iterdir():
+        path.unlink()
+    (few / "b" / "bad.jpg").write_text("no image")
+    said = refused(*train(few, world, out))
+    assert "class 'b' has 0 usable images" in said and "bad.jpg" in said
+    assert not out.exists()
+
+
+# ---- folders and weights
+
+
+def test_an_output_folder_that_cannot_be_written(
+    world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "run", tmp_path / "file"):
+        said = refused(*words(world, out))
+        assert f"cannot make the output folder {out}" in said and "choose another --out" in said
+    said = refused(*words(world, Path("/proc/run")))
+    assert "cannot make the output folder /proc/run" in said
+
+
+def test_a_folder_with_another_verbs_run(world: World, refused: REFUSED) -> None:
+    said = refused(*words(world, world.int8.parent))
+    assert "a finished run with other options" in said
+
+
+def test_weights_of_another_network(world: World, tmp_path: Path, refused: REFUSED) -> None:
+    said = refused("train", world.images, "--model", world.spec, "--width", 2, "--resolution", 32,
+                   "--weights", world.weights, "--steps", 1, "--out", tmp_path / "run")  # fmt: skip
+    assert str(world.weights) in said and "fits another network" in said
+    assert "blocks.0" in said and " is 64, the network's is 128" in said
+
+
+def test_a_last_layer_of_another_size_starts_anew(world: World, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "set", ("a", "b", "c", "d"), count=6)
+    words = [*train(images, world, tmp_path / "run"), "--weights", str(world.weights)]
+    assert run(*words) == 0
+    assert record(tmp_path / "run")["final_spec"]["head"]["num_classes"] == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "text"])
+def test_damaged_weights(
+    damage: str, world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    data = world.weights.read_bytes()
+    bad = {"cut": data[: len(data) // 2], "header": b"\xff" * 16 + data[16:], "empty": b"",
+           "text": b"these are no weights"}  # fmt: skip
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(bad[damage])
+    for command in (
+        words(world, tmp_path / "run", "--weights", path),
+        ["evaluate", world.images, path],
+        ["export", path, world.images, "--out", tmp_path / "run"],
+        ["adapt", path, world.images, "--latency", "70%", "--out", tmp_path / "run"],
+    ):
+        said = refused(*command)
+        assert f"{path} is not a readable weights file" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}', '{"nmae": 1}', "\xff"])
+def test_a_broken_spec(content: str, world: World, tmp_path: Path, refused: REFUSED) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content.encode("latin-1"))
+    for command in (
+        ["info", path],
+        words(world, tmp_path / "run", "--model", path),
+        ["design", world.images, "--latency", "70%", "--seed-network", path, "--out", tmp_path / "r"],
+    ):
+        assert str(path) in refused(*command)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "r").exists()
