@@ -95,6 +95,7 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
                 line = "\n" + line
             file.write(line.encode())
             file.flush()
+            os.fsync(file.fileno())  # a row may say that an older file is needed no more
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
 

@@ -12,6 +12,7 @@ from PIL import Image
 from mobilefit.data import (
     INCEPTION,
     LIGHT,
+    MILD,
     Augment,
     ImageSet,
     Preset,
@@ -66,7 +67,7 @@ def test_batch_count(grey_set: ImageSet, count: int, size: int, train: bool, exp
     assert len(made) == expected
 
 
-@pytest.mark.parametrize("augment", [None, LIGHT, INCEPTION])
+@pytest.mark.parametrize("augment", [None, LIGHT, MILD, INCEPTION])
 def test_batches_follow_seed_epoch_and_position_alone(
     grey_set: ImageSet, augment: Augment | None
 ) -> None:

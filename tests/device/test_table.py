@@ -146,6 +146,19 @@ def test_rows_follow_what_is_measured() -> None:
     assert made.predict(wide) > made.predict(TINY)
 
 
+def test_a_slow_machine_is_corrected_for() -> None:
+    class Slower(Clock):
+        def _milliseconds(self, blob: bytes) -> float:
+            return 2 * super()._milliseconds(blob)
+
+    quick = LatencyTable(device=device_id(), worker=Clock())
+    quick.ensure([TINY])
+    later = LatencyTable(device=device_id(), worker=Slower(), nominal=quick.nominal)
+    later.ensure([TINY])
+    assert later.rows == pytest.approx(quick.rows)
+    assert later.measure([TINY]) == pytest.approx(quick.measure([TINY]))
+
+
 def test_a_frozen_table_measures_nothing() -> None:
     clock = Clock()
     made = table(worker=clock)
@@ -229,11 +242,11 @@ def test_agreement_by_hand() -> None:
 
 
 def test_a_table_is_saved_exactly(tmp_path: Path) -> None:
-    made = table(offset=0.1 + 0.2, scale=1 / 3)
+    made = table(offset=0.1 + 0.2, scale=1 / 3, nominal={"reference": 0.1, "empty": 0.01})
     path = tmp_path / "table.json"
     made.save(path)
     again = LatencyTable.load(path)
-    assert (again.device, again.rows) == (made.device, made.rows)
+    assert (again.device, again.rows, again.nominal) == (made.device, made.rows, made.nominal)
     assert (again.offset, again.scale) == (made.offset, made.scale)
     assert again.predict(TINY) == made.predict(TINY)
     assert json.loads(path.read_text())["machine"]["cores"]

@@ -174,7 +174,7 @@ def write_run(folder: Path, content: Record | None = None) -> Path:
     (folder / "record.json").write_text(json.dumps(record() if content is None else content))
     (folder / "model_int8.tflite").write_bytes(bytes(812_345))
     (folder / "model_float32.tflite").write_bytes(bytes(3_210_000))
-    write_jsonl(folder / "netadapt.jsonl", netadapt())
+    write_jsonl(folder / "netadapt" / "netadapt.jsonl", netadapt())
     for name, offset in (("seed", 0.0), ("final/0", 0.02), ("final/1", 0.05), ("width/0", 0.08)):
         write_jsonl(folder / name / "metrics.jsonl", metrics(offset))
     return folder

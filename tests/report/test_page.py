@@ -13,6 +13,7 @@ import pytest
 
 from mobilefit.errors import InputError
 from mobilefit.report import plots, write_report
+from mobilefit.report.page import STEPS
 
 from .example import metrics, netadapt, record, write_jsonl, write_run
 
@@ -118,7 +119,7 @@ def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
     folder = write_run(tmp_path, content)
     steps = netadapt()
     steps[0]["what"] = steps[4]["what"] = evil
-    write_jsonl(folder / "netadapt.jsonl", steps)
+    write_jsonl(folder / STEPS, steps)
     text = write_report(folder).read_text()
     assert "script" not in Page(text).tags and "<script" not in text
     assert Page(text).text.count(evil) > 15
@@ -145,7 +146,7 @@ def test_sections_without_records_are_left_out(
             content.pop(first, None)
     folder = write_run(tmp_path, content)
     if "netadapt.jsonl" in lacking:
-        (folder / "netadapt.jsonl").unlink()
+        (folder / STEPS).unlink()
     if "metrics" in lacking:
         for path in folder.rglob("metrics.jsonl"):
             path.unlink()
@@ -233,7 +234,7 @@ def test_numbers_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
         return math.nan if isinstance(value, float) else value
 
     folder = write_run(tmp_path, poisoned(record()))
-    write_jsonl(folder / "netadapt.jsonl", poisoned(netadapt()))
+    write_jsonl(folder / STEPS, poisoned(netadapt()))
     found = written(folder)
     assert "frontier" in found.sections and "–" in found.text
     cells = re.findall(r'<td class="num">([^<]*)</td>', (folder / "report.html").read_text())
@@ -270,7 +271,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_torn_lines_are_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    for path in (folder / "netadapt.jsonl", folder / "seed" / "metrics.jsonl"):
+    for path in (folder / STEPS, folder / "seed" / "metrics.jsonl"):
         with path.open("a") as file:
             file.write('7\n{"event": "accep')
     assert tuple(written(folder).sections) == SECTIONS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobilefit.data.augment import AUGMENTS, INCEPTION, LIGHT, Augment
+from mobilefit.data.augment import AUGMENTS, INCEPTION, LIGHT, MILD, Augment
 from mobilefit.data.batches import batch_count, batches
 from mobilefit.data.classification import ClassificationData, SkippedFile
 from mobilefit.data.fashion_mnist import load_fashion_mnist
@@ -17,6 +17,7 @@ __all__ = [
     "AUGMENTS",
     "INCEPTION",
     "LIGHT",
+    "MILD",
     "Augment",
     "ClassificationData",
     "ImageSet",

@@ -58,9 +58,13 @@ INCEPTION = Augment(area=(0.08, 1.0), brightness=32 / 255, saturation=(0.5, 1.5)
 with the crop range of the MnasNet code, (0.08, 1), for slim's (0.05, 1) with its object boxes."""
 
 LIGHT = Augment(area=(0.6, 1.0), aspect=(0.9, 1.1))
-"""For small images and short trainings: most of the image stays in sight."""
+"""For short trainings: most of the image stays in sight."""
 
-AUGMENTS = {"inception": INCEPTION, "light": LIGHT, "none": None}
+MILD = Augment(area=(0.8, 1.0), aspect=(0.95, 1.05), flip=False)
+"""For tiny images, where a crop is a loss, and where mirrored often means something else: digits,
+shoes that all point one way."""
+
+AUGMENTS = {"inception": INCEPTION, "light": LIGHT, "mild": MILD, "none": None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,11 @@ class ClassificationData:
     short_side: int
     """Median short side of the images in pixels, as they are on disk."""
 
+    @property
+    def tiny(self) -> bool:
+        """Whether the images are too small to lose any of their sides."""
+        return self.short_side < TINY_SIDE
+
     def preset(self, resolution: int) -> Preset:
         """The usual preset for these images: tiny ones whole, photos cropped to 0.875."""
-        return Preset(
-            resolution=resolution, crop_fraction=1.0 if self.short_side < TINY_SIDE else 0.875
-        )
+        return Preset(resolution=resolution, crop_fraction=1.0 if self.tiny else 0.875)

@@ -45,7 +45,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     """
     budget = parse_budget(config.latency)
     lab.check_positive(delta=config.delta, decay=config.decay, tune_steps=config.tune_steps)
-    recipe = train.recipe(config.recipe)
+    train.recipe(config.recipe)  # a wrong name is told before the images are read
     network = load_network(config.weights)
     data = load(config.data, seed=config.seed)
     if network.spec.head.num_classes != len(data.classes):
@@ -62,7 +62,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     tools = Tools(
         latency=table.predict,
         confirm=lab.Confirm(network, seed_ms),
-        tune=lab.tuner(data, preset, recipe, config.tune_steps),
+        tune=lab.tuner(
+            data, preset, lab.recipe_for(config.recipe, None, data), config.tune_steps
+        ),
         accuracy=lambda candidate: lab.accuracy(candidate, held, preset),
         images=len(held),
     )

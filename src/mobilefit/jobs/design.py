@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mobilefit import adapt, device, report
+from mobilefit import adapt, report
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
@@ -89,6 +89,7 @@ def _check(config: DesignConfig) -> None:
         resolution=config.resolution, minutes=config.minutes, seeds=config.seeds,
         delta=config.delta, tune_steps=config.tune_steps, epochs=config.epochs,
     )  # fmt: skip
+    AdaptSettings(target_ms=1.0, delta=config.delta or 0.01, rule=config.rule)  # late is too late
     spec_of(config.seed_network)
     if config.recipe is not None:
         recipe(config.recipe)
@@ -131,6 +132,9 @@ class _Chain:
             )
         self.plan = Plan(**self.run.stage("plan", self.make_plan))
         self.voice(self.plan.told(self.run.path))
+        if not self.plan.shrink:
+            self.voice(f"the seed network meets the budget already ({start['seed_ms']:.4g} of "
+                       f"{start['budget_ms']:.4g} ms): NetAdapt is not needed")  # fmt: skip
         with self.run.timed("table"):
             self.table.fitted(self.seed_spec, self.voice)
         entries = [self.train("seed", self.seed_spec, self.config.seed)]
@@ -173,9 +177,9 @@ class _Chain:
         c = self.config
         request = plan.Request(
             minutes=c.minutes, seeds=c.seeds, delta=c.delta, tune_steps=c.tune_steps,
-            epochs=c.epochs, recipe=c.recipe or ("fast" if c.weights is None else "finetune"),
+            epochs=c.epochs, recipe=lab.recipe_for(c.recipe, c.weights, self.data),
         )  # fmt: skip
-        speed = plan.speed(self.seed_spec, self.data, self.preset, recipe(request.recipe))
+        speed = plan.speed(self.seed_spec, self.data, self.preset, request.recipe)
         return plan.make(
             request, self.data, speed, self.seed_spec, start["seed_ms"], start["budget_ms"]
         ).to_dict()
@@ -256,7 +260,7 @@ class _Chain:
             chosen = self.choose(entries)
             files = [export(e.network, self.data, self.preset, seed=self.config.seed) for e in entries]
             blobs = [file.int8 for file in files] + [files[chosen].float32]
-            latencies = device.measure_many(blobs)
+            latencies = lab.side_by_side(blobs)
             found = [
                 lab.result(entry, file, latency, self.data, self.preset)
                 for entry, file, latency in zip(entries, files, latencies[:-1], strict=True)

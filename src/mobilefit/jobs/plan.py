@@ -51,15 +51,15 @@ class Request:
     delta: float | None
     tune_steps: int | None
     epochs: float | None
-    recipe: str
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What will be done, and about how long each part takes in seconds."""
 
-    recipe_name: str
-    batch_size: int
+    training: dict[str, Any]
+    """The resolved recipe of every training of the run."""
     train_steps: int
     epochs: float
     seeds: int
@@ -78,13 +78,14 @@ class Plan:
 
     def recipe(self) -> Recipe:
         """How every network of the run is trained."""
-        return replace(train.recipe(self.recipe_name), batch_size=self.batch_size)
+        return Recipe(**self.training)
 
     def told(self, out: Path) -> str:
         """The plan in words."""
         what = {
             "table": "build the latency table of this machine",
-            "seed": f"train the seed network: {self.train_steps} steps of {self.batch_size}, "
+            "seed": f"train the seed network: {self.train_steps} steps of "
+                    f"{self.training['batch_size']}, "
                     f"{self.epochs:.1f} epochs",
             "netadapt": f"NetAdapt: about {self.adapt_steps} steps of {self.proposals} proposals, each "
                         f"cutting {self.delta:.1%} or more and tuned for {self.tune_steps} steps",
@@ -134,7 +135,7 @@ def make(
     budget_ms: float,
 ) -> Plan:  # fmt: skip
     """Divide the time between the trainings, which get two thirds, and NetAdapt."""
-    batch = batch_size(train.recipe(request.recipe), len(data.train))
+    batch = batch_size(request.recipe, len(data.train))
     shrink = seed_ms > budget_ms
     step_seconds = batch / found.training
     runs = 1 + 2 * NARROWER * request.seeds * shrink
@@ -172,7 +173,7 @@ def make(
         "width": NARROWER * one * request.seeds,
     }  # fmt: skip
     return Plan(
-        recipe_name=request.recipe, batch_size=batch, train_steps=steps,
+        training=replace(request.recipe, batch_size=batch).to_dict(), train_steps=steps,
         epochs=steps / per_epoch, seeds=request.seeds, shrink=shrink, delta=delta,
         adapt_steps=adapt_steps(delta), proposals=groups, tune_steps=tune, held_images=held,
         seconds={"table": table, "seed": one, **(shrinking if shrink else {}), "export": export},

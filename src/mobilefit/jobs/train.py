@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mobilefit import report
-from mobilefit.data import load
+from mobilefit.data import ClassificationData, load
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab
 from mobilefit.jobs.folder import RunFolder
@@ -34,7 +34,7 @@ class TrainConfig:
     steps: int | None = option(None, help="optimizer steps, in place of --epochs")
     lr: float | None = option(None, help="learning rate for a batch of 256 (default: the recipe's)")
     batch_size: int | None = option(None, help="images a step (default: the recipe's)")
-    augment: str | None = option(None, help="light, inception or none (default: the recipe's)")
+    augment: str | None = option(None, help="light, mild, inception or none (default: the recipe's; mild for tiny images)")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", help="of the arithmetic")
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="where to train")
     checkpoint_every: int | None = option(None, help="steps between checkpoints (default: an epoch)")
@@ -51,8 +51,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         InputError: bad data, options, weights or folder.
         TrainingDiverged: the loss is not finite.
     """
-    chosen = _recipe(config)
+    _check(config)
     data = load(config.data, seed=config.seed)
+    chosen = _recipe(config, data)
     spec = spec_of(config.model)
     if config.width != 1.0:
         spec = spec.width(config.width)
@@ -88,13 +89,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return record
 
 
-def _recipe(config: TrainConfig) -> Recipe:
+def _check(config: TrainConfig) -> None:
+    """What can be told before the images are read."""
     lab.check_positive(
         width=config.width, resolution=config.resolution, steps=config.steps, epochs=config.epochs
     )
     if config.steps is not None and config.epochs is not None:
         raise InputError("--steps and --epochs both say how long to train", "give one of them")
-    base = recipe(config.recipe or ("fast" if config.weights is None else "finetune"))
+    _overridden(recipe(config.recipe or "fast"), config)
+
+
+def _recipe(config: TrainConfig, data: ClassificationData) -> Recipe:
+    return _overridden(lab.recipe_for(config.recipe, config.weights, data), config)
+
+
+def _overridden(base: Recipe, config: TrainConfig) -> Recipe:
     given = {name: value for name in ("epochs", "lr", "batch_size", "augment")
              if (value := getattr(config, name)) is not None}  # fmt: skip
     return replace(base, precision=config.precision, **given)

@@ -16,6 +16,7 @@ from mobilefit.errors import InputError
 from mobilefit.report import plots, tables, units
 
 NAME = "report.html"
+STEPS = "netadapt/netadapt.jsonl"
 MAX_CURVES = 8
 """Training runs in one figure: the longest ones; more cannot be told apart."""
 MAX_MATRIX = 40
@@ -27,7 +28,7 @@ MAX_SKIPPED = 200
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` into a run directory, from the records that lie there.
 
-    Reads ``record.json``, ``netadapt.jsonl`` and every ``metrics.jsonl`` at or below ``run_dir``,
+    Reads ``record.json``, ``netadapt/netadapt.jsonl`` and every ``metrics.jsonl`` at or below ``run_dir``,
     and the sizes of the model files that the record names. A section whose records are missing is
     left out. The page needs no other file and loads nothing from anywhere.
 
@@ -41,7 +42,7 @@ def write_report(run_dir: Path) -> Path:
     record = runs.read_json(record_path) if record_path.exists() else {}
     if not isinstance(record, dict):
         raise InputError(f"{record_path} is not a run's record: the JSON is not an object")
-    steps = [row for row in runs.read_jsonl(run_dir / "netadapt.jsonl") if isinstance(row, dict)]
+    steps = [row for row in runs.read_jsonl(run_dir / STEPS) if isinstance(row, dict)]
     metrics = _metrics(run_dir)
     if not (record or steps or metrics):
         raise InputError(
