@@ -9,9 +9,8 @@ from pathlib import Path
 
 from mobilefit import device
 from mobilefit.device import Latency, Protocol
-from mobilefit.errors import InputError
 from mobilefit.jobs.lab import check_positive
-from mobilefit.jobs.model import read_file
+from mobilefit.jobs.model import naming, read_file
 from mobilefit.jobs.options import option
 from mobilefit.runs import write_atomic
 
@@ -36,10 +35,8 @@ def bench(config: BenchConfig) -> list[Latency]:
     blobs = [read_file(path) for path in config.files]
     partitions = []
     for path, blob in zip(config.files, blobs, strict=True):
-        try:
+        with naming(path):
             partitions.append(device.shared_worker().inspect(blob).partitions)
-        except InputError as error:
-            raise InputError(f"{path}: {error.message}", error.hint) from error
     found = device.measure_many(blobs, Protocol(threads=config.threads, core=config.core))
     rows = [
         {

@@ -16,6 +16,7 @@ from mobilefit import adapt, report
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.device import LatencyTable
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.jobs import lab, plan
 from mobilefit.jobs.folder import RunFolder
@@ -91,6 +92,9 @@ def _check(config: DesignConfig) -> None:
     )  # fmt: skip
     AdaptSettings(target_ms=1.0, delta=config.delta or 0.01, rule=config.rule)  # late is too late
     spec_of(config.seed_network)
+    own_table = (config.out or default_out(config)) / lab.TABLE
+    if config.table is not None and not own_table.exists():  # a resumed run has its copy
+        LatencyTable.load(config.table)
     if config.recipe is not None:
         recipe(config.recipe)
 
