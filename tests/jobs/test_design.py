@@ -40,7 +40,7 @@ SEED_MS = milliseconds(int8_for_timing(SPEC))
 REFUSED = Callable[..., str]
 
 
-def words(world: World, out: Path, latency: str = "60%", **changes: object) -> list[str]:
+def words(world: World, out: Path, latency: str = "40%", **changes: object) -> list[str]:
     """A design that takes a second or two."""
     options = {
         "latency": latency, "seed_network": world.spec, "resolution": 32, "epochs": 1, "delta": 0.05,
@@ -83,8 +83,8 @@ def test_the_folder_holds_what_it_should(finished: Path) -> None:
 
 def test_the_record_says_what_was_done(finished: Path) -> None:
     made = record(finished)
-    assert made["budget_ms"] == pytest.approx(0.6 * SEED_MS) and made["budget"] == "60%"
-    assert made["command"].startswith("mobilefit design ") and "--latency 60%" in made["command"]
+    assert made["budget_ms"] == pytest.approx(0.4 * SEED_MS) and made["budget"] == "40%"
+    assert made["command"].startswith("mobilefit design ") and "--latency 40%" in made["command"]
     assert made["data"]["sizes"] == {"train": 87, "holdout": 9, "test": 24}
     assert made["data"]["skipped"] == [] and len(made["data"]["fingerprint"]) == 64
     assert (made["plan"]["train_steps"], made["plan"]["tune_steps"]) == (8, 2)
@@ -148,7 +148,7 @@ def test_a_finished_run_is_left_alone(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"latency": "55%"}, "latency '60%' there, '55%' now"),
+        ({"latency": "55%"}, "latency '40%' there, '55%' now"),
         ({"delta": 0.1}, "delta 0.05 there, 0.1 now"),
         ({"seed": 1}, "seed 0 there, 1 now"),
         ({"rule": "accuracy"}, "rule 'ratio' there, 'accuracy' now"),
@@ -378,7 +378,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(
     def interrupted(line: str) -> None:
         code, said = interrupt_at(line, process(world, out, table))
         assert code == 130, said
-        go_on = f"go on with: mobilefit design {world.images} --latency 60% "
+        go_on = f"go on with: mobilefit design {world.images} --latency 40% "
         assert said.splitlines()[-1].startswith(f"mobilefit: interrupted; {go_on}"), said
 
     def killed(stop: str) -> None:

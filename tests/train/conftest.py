@@ -8,7 +8,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # before the modules' own fixtures train anything
 def one_thread() -> Iterator[None]:
     """Tiny networks gain nothing from threads, and sums in one order are the same everywhere."""
     before = torch.get_num_threads()

@@ -260,15 +260,15 @@ def test_another_networks_checkpoint_is_refused(
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
         calls = iter(range(1, 100))
         sync = os.fsync
 
         def fsync(handle: int) -> None:
-            full(handle) if next(calls) == 4 else sync(handle)  # the third checkpoint: step 15
+            checkpoint = "checkpoint.pt" in os.readlink(f"/proc/self/fd/{handle}")
+            if checkpoint and next(calls) == 3:  # step 15
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(handle)
 
         patch.setattr(runs.os, "fsync", fsync)
         with pytest.raises(InputError, match=r"cannot write .*checkpoint.pt: No space left"):
