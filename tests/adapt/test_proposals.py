@@ -9,7 +9,7 @@ import pytest
 from mobilefit.adapt import Group, groups, propose
 from mobilefit.arch import FAMILY, difference, spec
 
-from .toy import TOY, TOY_MADDS, milliseconds
+from .toy import POOLED, TOY, TOY_MADDS, milliseconds
 
 ALL = ("expansion", "bottleneck", "head")
 
@@ -77,9 +77,17 @@ def test_a_bottleneck_shrinks_in_all_its_blocks() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", FAMILY)
+def test_a_pool_ties_widths_at_any_stride() -> None:
+    assert [(g.name, g.width, g.members) for g in groups(POOLED, ("bottleneck",))] == [
+        ("stem.out", 16, (-1, 0, 1)),  # the first row pools the stem's output at stride 2
+        ("blocks.2.out", 40, (2, 3, 4)),  # another width: nothing is added there
+        ("blocks.5.out", 24, (5,)),
+    ]
+
+
+@pytest.mark.parametrize("name", [*FAMILY, "pooled"])
 def test_shrinking_keeps_every_residual_and_makes_none(name: str) -> None:
-    net = spec(name)
+    net = POOLED if name == "pooled" else spec(name)
 
     def residuals(net) -> list[bool]:  # type: ignore[no-untyped-def]
         return [b.has_residual(inputs) for b, inputs in zip(net.blocks, net.widths)]
@@ -98,6 +106,15 @@ def test_a_width_that_falls_to_its_neighbours_adds_no_residual() -> None:
     assert difference(small, group.shrunk(small, 32)) == [
         "blocks.6.out 48 -> 32", "blocks.7.out 48 -> 32"
     ]  # fmt: skip
+
+
+def test_a_width_that_falls_to_its_neighbours_adds_no_pool() -> None:
+    group = groups(POOLED, ("bottleneck",))[1]
+    assert difference(POOLED, group.shrunk(POOLED, 24)) == [
+        "blocks.2.out 40 -> 24", "blocks.3.out 40 -> 24", "blocks.4.out 40 -> 24",
+        "blocks.5.skip pool -> none",
+    ]  # fmt: skip
+    assert "blocks.2.skip pool -> none" in difference(POOLED, group.shrunk(POOLED, 16))
 
 
 # ---- on paper

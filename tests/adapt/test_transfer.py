@@ -12,7 +12,7 @@ from mobilefit.adapt import groups, transfer
 from mobilefit.arch import FAMILY, Block, NetSpec, reduced_width, spec
 from mobilefit.nn import Network, build, load_network, save_weights
 
-from .toy import TOY
+from .toy import POOLED, TOY
 
 ALL = ("expansion", "bottleneck", "head")
 
@@ -64,20 +64,20 @@ def silence(network: Network, smaller: NetSpec) -> None:
             row, inputs = network.backbone.blocks[index], channels
             if not block.has_residual(old.widths[index]):
                 channels = lost(block.out, shrunk.out)
+            wide = inputs
             if block.op == "conv":
                 mute(row.conv, channels)
-                continue
-            wide = inputs
             if block.expand is not None:
                 wide = lost(block.expand, shrunk.expand)
                 mute(row.expand, wide)
-            if block.op != "fused":
+            if block.op not in ("fused", "conv"):
                 mute(row.depthwise, wide)
             if block.se is not None:
                 widths = [reduced_width(b.se, b.width(s.widths[index]), s.widths[index])
                           for b, s in ((block, old), (shrunk, new))]  # fmt: skip
                 mute_excite(row.se, *widths)
-            mute(row.project, channels)
+            if block.op != "conv":
+                mute(row.project, channels)
         if old.last is not None:
             mute(network.backbone.last, lost(old.last.out, new.last.out))
             if old.last.se is not None:
@@ -96,10 +96,15 @@ def assert_same_function(old: Network, new: Network) -> None:
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", [*FAMILY, "table2"])
+def named(name: str) -> NetSpec:
+    if name == "pooled":
+        return POOLED
+    return spec("mobilenet_v3_small", head="table2") if name == "table2" else spec(name)
+
+
+@pytest.mark.parametrize("name", [*FAMILY, "table2", "pooled"])
 def test_channels_that_are_zero_are_the_ones_that_go(name: str) -> None:
-    full = spec("mobilenet_v3_small", head="table2") if name == "table2" else spec(name)
-    full = full.resolution(32).classes(7)
+    full = named(name).resolution(32).classes(7)
     smaller = narrower(full)
     assert smaller.cost().params < 0.8 * full.cost().params
     network = trained(full)
@@ -116,13 +121,15 @@ def test_every_proposed_group_alone_keeps_the_function() -> None:
         assert_same_function(network, transfer(network, smaller).eval())
 
 
-def test_the_same_spec_gives_the_same_network() -> None:
-    network = trained(TOY)
-    copy = transfer(network, TOY)
+@pytest.mark.parametrize("made", [TOY, POOLED], ids=["toy", "pooled"])
+def test_the_same_spec_gives_the_same_network(made: NetSpec) -> None:
+    network = trained(made)
+    copy = transfer(network, made)
     for (name, old), new in zip(network.state_dict().items(), copy.state_dict().values()):
         assert torch.equal(old, new), name
+    assert_same_function(network, copy)
     assert copy is not network and not copy.training
-    assert transfer(network.train(), TOY).training
+    assert transfer(network.train(), made).training
 
 
 def test_the_old_network_is_left_alone() -> None:
@@ -188,6 +195,20 @@ def test_residual_groups_are_ranked_by_their_joint_norm() -> None:
         old, narrow = network.layer(layer).weight, new.layer(layer).weight
         inputs = slice(None) if layer == "stem.conv" else _kept_inside(network, new, layer)
         assert torch.equal(narrow, old[joint][:, inputs]), layer
+
+
+def test_a_pool_joins_the_ranking_at_any_stride() -> None:
+    network = trained(POOLED)
+    # Alone, the stem would keep channels 0 to 7, the first row 8 to 15, the second 4 to 11.
+    scaled(network, "stem.conv", [5.0] * 8 + [1.0] * 8)
+    scaled(network, "blocks.0.project.conv", [1.0] * 8 + [4.0] * 8)
+    scaled(network, "blocks.1.conv.conv", [1.0] * 4 + [3.5] * 8 + [1.0] * 4)
+    new = transfer(network, groups(POOLED, ("bottleneck",))[0].shrunk(POOLED, 8))
+    joint = [4, 5, 6, 7, 8, 9, 10, 11]
+    assert torch.equal(new.layer("stem.conv").weight, network.layer("stem.conv").weight[joint])
+    old_row, new_row = network.backbone.blocks[1], new.backbone.blocks[1]
+    assert torch.equal(new_row.conv.conv.weight, old_row.conv.conv.weight[joint][:, joint])
+    assert torch.equal(new_row.se.expand.bias, old_row.se.expand.bias[joint])
 
 
 def _kept_inside(old: Network, new: Network, layer: str) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
 
 # Multiply-adds at 8 px, and with them "latency" at one microsecond each:
@@ -23,6 +25,21 @@ TOY = NetSpec(
     head=ClassifierHead(num_classes=2, dropout=0.0),
 )
 TOY_MADDS = 3456 + 6400 + 5472 + 5760 + 32
+
+# Every row pools its input before it is added, or is a convolution with squeeze-and-excite.
+POOLED = replace(
+    TOY,
+    name="pooled",
+    stem=replace(TOY.stem, out=16),
+    blocks=(
+        Block(expand=24, out=16, stride=2, skip="pool"),
+        Block(op="conv", out=16, se="v3"),
+        Block(op="conv", out=40, se="mnasnet", skip="pool"),
+        Block(expand=48, out=40, se="mnasnet", skip="pool"),
+        Block(op="separable", out=40, skip="pool"),
+        Block(expand=48, out=24, stride=2, skip="pool"),
+    ),
+)
 
 
 def milliseconds(spec: NetSpec) -> float:

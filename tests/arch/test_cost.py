@@ -54,16 +54,49 @@ def test_totals_by_hand() -> None:
     ("block", "params", "madds", "peak"),
     [
         (Block(op="conv", out=8), 9 * 64 + 16, 9 * 64 * 16, 2 * 8 * 16),
+        # SE of 8 (v3: at least 8) and of 2 (mnasnet: 8 / 4); beside it the input is kept
+        (
+            Block(op="conv", out=8, se="v3"),
+            9 * 64 + 16 + 2 * 8 * 8 + 8 + 8, 9 * 64 * 16 + 2 * 8 * 8, 3 * 8 * 16,
+        ),
+        (
+            Block(op="conv", kernel=5, out=24, stride=2, se="mnasnet"),
+            25 * 8 * 24 + 48 + 2 * 24 * 2 + 2 + 24, 25 * 8 * 24 * 4 + 2 * 24 * 2, 8 * 16 + 24 * 4,
+        ),
         (Block(op="separable", out=8, skip="none"), 72 + 16 + 64 + 16, (72 + 64) * 16, 2 * 8 * 16),
         (Block(out=8), 72 + 16 + 64 + 16, (72 + 64) * 16, 3 * 8 * 16),
         (Block(op="fused", expand=16, out=8), 9 * 128 + 32 + 128 + 16, 10 * 128 * 16, 32 * 16),
         (Block(out=24, stride=2, kernel=5), 200 + 16 + 192 + 48, (200 + 192) * 4, 8 * 16 + 8 * 4),
+        # A pool costs nothing but its map, which is made before the first layer reads the input
+        (Block(op="conv", out=8, skip="pool"), 9 * 64 + 16, 9 * 64 * 16, 3 * 8 * 16),
+        (
+            Block(expand=16, out=8, stride=2, skip="pool"),
+            8 * 16 + 32 + 9 * 16 + 32 + 16 * 8 + 16, 128 * 16 + (144 + 128) * 4, 24 * 16 + 8 * 4,
+        ),
+        (Block(out=24, skip="pool"), 72 + 16 + 192 + 48, (72 + 192) * 16, (8 + 24) * 16),
     ],
-    ids=["conv", "separable", "inverted without expansion", "fused", "stride 2"],
-)
+    ids=["conv", "conv with SE", "conv with SE at stride 2", "separable",
+         "inverted without expansion", "fused", "stride 2", "pooled conv", "pooled at stride 2",
+         "pool of another width"],
+)  # fmt: skip
 def test_a_block_by_hand(block: Block, params: int, madds: int, peak: int) -> None:
     cost = replace(TOY, blocks=(block,)).cost().of("blocks.0")
     assert (cost.params, cost.madds, cost.peak_activations) == (params, madds, peak)
+
+
+def test_what_is_added_joins_the_last_convolution() -> None:
+    blocks = (Block(expand=16, out=8, skip="pool", stride=2), Block(op="conv", out=8, se="mnasnet"))
+    layers = replace(TOY, blocks=blocks).cost().of("blocks").layers
+    assert [(layer.name, layer.residual, layer.reduced) for layer in layers] == [
+        ("blocks.0.expand", False, 0),
+        ("blocks.0.depthwise", False, 0),
+        ("blocks.0.project", True, 0),
+        ("blocks.1.conv", True, 0),
+        ("blocks.1.se", False, 2),
+    ]
+    # 4 x 4 pixels are pooled to 2 x 2, and kept; then the second row keeps its 2 x 2 beside its SE
+    activations = [layer.activations for layer in layers]
+    assert activations == [24 * 16 + 32, 16 * (16 + 4) + 32, (16 + 8) * 4 + 32, 2 * 32, 3 * 32]
 
 
 def test_a_prefix_is_a_whole_name() -> None:

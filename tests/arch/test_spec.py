@@ -71,7 +71,11 @@ def test_json_holds_a_searched_network_exactly() -> None:
         input_size=33,
         in_channels=1,
         stem=Conv(out=7, kernel=5, stride=2, act="none", scaling="never"),
-        blocks=(Block(op="fused", expand=9, out=11, se="mnasnet"), Block(op="conv", out=5)),
+        blocks=(
+            Block(op="fused", expand=9, out=11, se="mnasnet"),
+            Block(op="conv", out=5),
+            Block(op="conv", out=5, stride=2, se="mnasnet", skip="pool"),
+        ),
         last=None,
         head=ClassifierHead(hidden=3, act="relu6", dropout=0.1 + 0.2, num_classes=2),
         norm=BatchNorm(eps=1e-5, momentum=1 / 3),
@@ -161,6 +165,7 @@ def test_a_missing_field_is_named() -> None:
         ("blocks.1.act", "hardswish", "did you mean 'hard_swish'"),
         ("blocks.1.se", "v2", r"blocks\.1\.se: unknown value 'v2'"),
         ("blocks.1.skip", "concat", r"blocks\.1\.skip: unknown value 'concat'"),
+        ("blocks.1.skip", "pooling", "unknown value 'pooling'; did you mean 'pool'"),
         ("padding", "valid", "padding: unknown value 'valid'"),
     ],
 )  # fmt: skip
@@ -173,8 +178,9 @@ def test_an_illegal_value_is_named(path: str, value: Any, message: str) -> None:
     ("block", "message"),
     [
         (Block(op="fused", out=8), "blocks.0 is fused and needs 'expand'"),
-        (Block(op="conv", out=8, se="v3"), "blocks.0 is conv and takes neither 'expand' nor 'se'"),
+        (Block(op="conv", out=8, expand=8), "blocks.0 is conv and takes no 'expand'"),
         (Block(op="separable", out=8, expand=8), "is separable and takes neither"),
+        (Block(op="separable", out=8, se="v3"), "is separable and takes neither"),
     ],
 )
 def test_rows_that_contradict_themselves(block: Block, message: str) -> None:
@@ -241,3 +247,16 @@ def test_a_row_can_go_without_its_residual() -> None:
     assert not Block(out=8, skip="none").has_residual(8)
     assert not Block(out=8, stride=2).has_residual(8)
     assert not Block(out=8).has_residual(16)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pool_brings_the_input_to_the_outputs_side(stride: int) -> None:
+    pooled = Block(out=8, stride=stride, skip="pool")
+    assert pooled.has_residual(8)
+    assert not pooled.has_residual(16)
+
+
+def test_the_wide_part_of_a_row() -> None:
+    assert Block(out=8).width(16) == 16
+    assert Block(expand=48, out=8).width(16) == 48
+    assert Block(op="conv", out=8).width(16) == 8

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from mobilefit.arch import spec, table
+from mobilefit.arch import Block, spec, table
 
 # input, operator, exp, out, SE, NL, s as the paper prints them
 TABLE_1 = """
@@ -88,3 +90,9 @@ def test_other_operators_are_named() -> None:
     edgetpu, v1 = table(spec("mobilenet_v3_edgetpu")), table(spec("mobilenet_v1"))
     assert "fused bneck 3x3" in edgetpu and "conv2d 1x1" in edgetpu
     assert v1.count("separable 3x3") == 13 and "R6" in v1
+
+
+def test_a_convolution_shows_its_squeeze() -> None:
+    made = replace(spec("mobilenet_v1"), blocks=(Block(op="conv", kernel=5, out=32, se="mnasnet"),))
+    row = table(made).splitlines()[2].split()
+    assert row[1:-2] == ["112²", "x", "32", "conv2d", "5x5", "-", "32", "x", "RE", "1"]

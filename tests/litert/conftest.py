@@ -9,7 +9,26 @@ import pytest
 import torch
 from torch import nn
 
+from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
 from mobilefit.litert import Worker
+
+
+def pooled_network(side: int, act: str = "relu") -> NetSpec:
+    """Rows whose input is pooled before it is added, and convolutions with squeeze-and-excite."""
+    return NetSpec(
+        name="pooled",
+        input_size=side,
+        stem=Conv(out=8, kernel=3, stride=2, act=act),
+        blocks=(
+            Block(expand=24, out=8, se="mnasnet", act=act, skip="pool"),
+            Block(op="separable", kernel=5, out=8, act=act, skip="pool"),
+            Block(op="conv", out=8, se="v3", act=act),
+            Block(op="fused", expand=16, out=8, stride=2, act=act, skip="pool"),
+            Block(op="conv", out=8, stride=2, se="mnasnet", act=act, skip="pool"),
+        ),
+        last=Conv(out=32, act=act),
+        head=ClassifierHead(num_classes=5),
+    )
 
 
 @pytest.fixture(scope="session")

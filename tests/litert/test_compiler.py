@@ -14,7 +14,9 @@ from mobilefit.errors import InputError
 from mobilefit.litert import compile, read_metadata
 from mobilefit.litert.graph import parse
 from mobilefit.nn import build
-from mobilefit.nn.layers import Conv2d
+from mobilefit.nn.layers import Conv2d, MaxPool2d
+
+from .conftest import pooled_network
 
 
 class Residual(nn.Module):
@@ -74,6 +76,8 @@ LAYERS = {
     "dropout": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.Dropout(0.5), nn.ReLU()),
     "identity": lambda: nn.Sequential(nn.Conv2d(6, 5, 3), nn.Identity(), nn.BatchNorm2d(5)),
     "average pool": lambda: nn.AvgPool2d(3, 2),
+    "max pool": lambda: nn.MaxPool2d(3, 2),
+    "max pool in place": lambda: nn.MaxPool2d(5, 1, 2),
     "global pool": lambda: nn.AdaptiveAvgPool2d(1),
     "global pool as a function": lambda: Call(
         lambda x: nn.functional.adaptive_avg_pool2d(x, (1, 1))
@@ -133,6 +137,15 @@ def test_a_pad_adds_no_more_than_is_read():
     assert graph.ops[0].output.shape == (1, 9, 9, 3)
 
 
+@pytest.mark.parametrize("side", [1, 2, 7, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_max_pool_needs_no_pad(stride, side, worker, images, reference):
+    net, array = MaxPool2d(stride), images((2, 4, side, side + 1)) - 5  # zeros would win
+    blob = compile(net, (1, 4, side, side + 1))
+    assert (worker.run(blob, array) == reference(net, array)).all()
+    assert [op.name for op in parse(blob).ops] == ["MAX_POOL_2D"]
+
+
 # ---- whole networks
 
 
@@ -158,6 +171,20 @@ def test_every_spec_agrees_in_one_partition(name, worker, randomized, images, re
     inspection = worker.inspect(blob)
     assert (inspection.partitions, inspection.outside) == (1, ())
     assert "PAD" not in inspection.ops or spec(name).padding == "torch"
+
+
+@pytest.mark.parametrize("act", ["relu", "hard_swish"])
+@pytest.mark.parametrize("side", [40, 37])
+def test_pools_and_squeezed_convolutions_agree_in_one_partition(
+    act, side, worker, randomized, images, reference
+):
+    torch.manual_seed(0)
+    net = randomized(build(pooled_network(side, act)))
+    blob, array = compile(net, (1, 3, side, side)), images((2, 3, side, side))
+    assert abs(worker.run(blob, array) - reference(net, array)).max() < 1e-4
+    inspection = worker.inspect(blob)
+    assert (inspection.partitions, inspection.outside) == (1, ())
+    assert inspection.ops.count("MAX_POOL_2D") == 4 and "PAD" not in inspection.ops
 
 
 # ---- folding
@@ -228,6 +255,9 @@ REFUSED = {
     "an image under the kernel": (nn.Conv2d(3, 4, 9), "8x8"),
     "flattening pixels": (nn.Flatten(), "flattening"),
     "padded pooling": (nn.AvgPool2d(3, 2, 1), "padding"),
+    "max pooling padded at the top": (nn.MaxPool2d(3, 2, 1), "otherwise than TensorFlow's SAME"),
+    "max pooling rounded up": (nn.MaxPool2d(3, 2, ceil_mode=True), "ceil_mode"),
+    "dilated max pooling": (nn.MaxPool2d(3, 1, 2, dilation=2), "dilation"),
     "branches": (Call(branching), "cannot be traced"),
 }
 

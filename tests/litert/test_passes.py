@@ -13,6 +13,7 @@ from torch import nn
 from mobilefit.litert import compile
 from mobilefit.litert.graph import CODE, parse, serialize
 from mobilefit.litert.passes import fold_scales, lower_hard_swish
+from mobilefit.nn.layers import MaxPool2d
 
 
 class Join(nn.Module):
@@ -97,6 +98,9 @@ CASES = {
     ),
     "sum of a sum": (
         lambda: nn.Sequential(Repeat(Repeat(swish(), conv()), conv()), conv()), 0,
+    ),
+    "pooled residual (V3's row with a pool)": (
+        lambda: nn.Sequential(swish(), Join(MaxPool2d(2), nn.Conv2d(6, 6, 3, 2, 1)), conv()), 0,
     ),
     "gated": (
         lambda: nn.Sequential(swish(), Join(nn.Identity(), nn.Sequential(

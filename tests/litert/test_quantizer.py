@@ -9,9 +9,14 @@ import torchvision
 from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
+from mobilefit.arch import Block
 from mobilefit.errors import InputError
 from mobilefit.litert import compile, quantize, read_metadata, with_random_ranges
 from mobilefit.litert.graph import parse
+from mobilefit.nn import build
+from mobilefit.nn.blocks import Row
+
+from .conftest import pooled_network
 
 
 def structure(blob):
@@ -91,6 +96,55 @@ def test_calibration_fills_the_batch_of_the_file(worker, images, reference):
     net, array = nn.Conv2d(6, 8, 1), images((4, 6, 8, 8))
     small = quantize(compile(net, (4, 6, 8, 8)), [array[:3], array[3:]])
     assert agreement(reference(net, array), worker.run(small, array)) > 20
+
+
+# ---- pools
+
+
+@pytest.mark.parametrize("act", ["relu", "hard_swish"])
+@pytest.mark.parametrize("side", [40, 37])
+def test_pools_and_squeezed_convolutions_run_in_one_partition(act, side, worker, randomized, images):
+    torch.manual_seed(0)
+    net = randomized(build(pooled_network(side, act)))
+    blob, array = compile(net, (1, 3, side, side)), images((8, 3, side, side))
+    small = quantize(blob, [array])
+    inspection = worker.inspect(small)
+    assert (inspection.partitions, inspection.outside) == (1, ())
+    assert agreement(worker.run(blob, array), worker.run(small, array)) > 15
+    assert structure(with_random_ranges(blob)) == structure(small)
+
+
+def test_a_pools_output_is_on_the_scale_of_its_input(randomized):
+    blob = compile(randomized(build(pooled_network(40))), (1, 3, 40, 40))
+    pools = [op for op in parse(with_random_ranges(blob)).ops if op.name == "MAX_POOL_2D"]
+    assert len(pools) == 4
+    for pool in pools:
+        before, after = pool.inputs[0].quantization, pool.output.quantization
+        assert (before.scale, before.zero_point) == (after.scale, after.zero_point)
+
+
+def test_a_pooled_row_is_an_int8_fragment(worker):
+    net = build(pooled_network(40)).eval()
+    blob = with_random_ranges(compile(net.layer("blocks.4"), (1, 8, 10, 10)), edges="int8")
+    graph = parse(blob)
+    assert graph.inputs[0].dtype == graph.outputs[0].dtype == np.int8
+    assert graph.outputs[0].shape == (1, 5, 5, 8)
+    assert worker.inspect(blob).partitions == 1
+
+
+@pytest.mark.parametrize("skip", ["identity", "pool"])
+def test_an_input_far_narrower_than_the_sum_is_widened(skip, worker, images, reference):
+    """A pool has no range of its own: what it reads is widened."""
+    torch.manual_seed(0)
+    spec = pooled_network(8)
+    row = Row(Block(op="conv", kernel=1, out=8, act="none", skip=skip), 8, spec)
+    nn.init.normal_(row.conv.norm.bias)
+    first = nn.Conv2d(3, 8, 1, bias=False)
+    nn.init.normal_(first.weight, std=1e-5)
+    net, array = nn.Sequential(first, row), images((4, 3, 8, 8))
+    small = quantize(compile(net, (1, 3, 8, 8)), [array])
+    assert worker.inspect(small).partitions == 1
+    assert abs(worker.run(small, array) - reference(net, array)).max() < 0.02
 
 
 # ---- dead and almost dead channels, as training leaves them

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobilefit.arch import BatchNorm, spec
+from mobilefit.arch import BatchNorm, Block, spec
 from mobilefit.errors import InputError
 from mobilefit.nn import Network, build
 
@@ -120,3 +120,30 @@ def test_a_batch_gives_what_its_images_give_alone() -> None:
         together = network(images)
         alone = torch.cat([network(image[None]) for image in images])
     assert torch.allclose(together, alone, atol=1e-6)
+
+
+BLOCKS = [
+    Block(op=op, kernel=kernel, stride=stride, expand=expand, out=8, se=se, skip=skip)
+    for op, expand in (("conv", None), ("separable", None), ("inverted", None), ("inverted", 24),
+                       ("fused", 24))
+    for kernel in (3, 5)
+    for stride in (1, 2)
+    for se in (None, "mnasnet")
+    for skip in ("identity", "pool", "none")
+    if se is None or op != "separable"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("inputs", [8, 16])
+def test_every_block_of_the_search_space_is_built_as_it_is_counted(inputs: int) -> None:
+    for block in BLOCKS:
+        stem = replace(SMALL.stem, out=inputs)
+        made = replace(SMALL, stem=stem, blocks=(block,), last=None).classes(2).resolution(14)
+        network = build(made).eval()
+        assert sum(p.numel() for p in network.parameters()) == made.cost().params
+        layers = made.cost().of("blocks.0").layers
+        names = [name for name, _ in network.backbone.blocks[0].layers()]
+        assert [f"blocks.0.{name}" for name in names] == [layer.name for layer in layers]
+        assert any(layer.residual for layer in layers) == network.backbone.blocks[0].residual
+        features = network.backbone.blocks(network.backbone.stem(torch.zeros(1, 3, 14, 14)))
+        assert features.shape == (1, 8, layers[-1].out_size, layers[-1].out_size)

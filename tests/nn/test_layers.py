@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mobilefit.arch import BatchNorm, Block, Conv, NetSpec
-from mobilefit.arch.spec import Padding
+from mobilefit.arch.spec import Padding, Skip
 from mobilefit.nn.blocks import Row, full_conv
-from mobilefit.nn.layers import Conv2d, ConvNormAct, SqueezeExcite, activation
+from mobilefit.nn.layers import Conv2d, ConvNormAct, MaxPool2d, SqueezeExcite, activation
 
 
 def spec(padding: Padding = "same") -> NetSpec:
@@ -87,6 +89,37 @@ def test_a_depthwise_convolution_keeps_channels_apart() -> None:
     assert [plane.sum().item() for plane in conv(x)[0]] == [25, 0]
 
 
+# ---- pooling
+
+
+def pooled(x: np.ndarray, stride: int) -> np.ndarray:
+    """TensorFlow's SAME: ceil(side / stride) windows, the odd pixel of padding below and right."""
+    *_, height, width = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    top = max((rows - 1) * stride + 3 - height, 0) // 2
+    left = max((columns - 1) * stride + 3 - width, 0) // 2
+    out = np.empty((*x.shape[:2], rows, columns), x.dtype)
+    for i in range(rows):
+        for j in range(columns):
+            r, c = i * stride - top, j * stride - left
+            out[:, :, i, j] = x[:, :, max(r, 0) : r + 3, max(c, 0) : c + 3].max((2, 3))
+    return out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("sides", [(8, 8), (7, 7), (8, 7), (5, 6), (2, 2), (1, 1), (1, 2)])
+def test_a_max_pool_is_padded_as_tensorflow_does(sides: tuple[int, int], stride: int) -> None:
+    x = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0)) - 5  # zeros would win
+    assert np.array_equal(MaxPool2d(stride)(x).numpy(), pooled(x.numpy(), stride))
+
+
+def test_a_max_pool_by_hand() -> None:
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert MaxPool2d(2)(x)[0, 0].tolist() == [[10, 11], [14, 15]]
+    assert MaxPool2d(2)(x[:, :, :3, :3])[0, 0].tolist() == [[5, 6], [9, 10]]
+    assert MaxPool2d(1)(x)[0, 0, 0].tolist() == [5, 6, 7, 7]
+
+
 # ---- batch norm and activations
 
 
@@ -153,9 +186,9 @@ def test_table_2_to_the_letter_excites_the_last_convolution() -> None:
 # ---- rows
 
 
-def silenced(block: Block, inputs: int = 8) -> Row:
+def silenced(block: Block, inputs: int = 8, padding: Padding = "same") -> Row:
     """A row whose last norm gives zero, so that only the residual is left."""
-    row = Row(block, inputs, spec()).eval()
+    row = Row(block, inputs, spec(padding)).eval()
     nn.init.zeros_((row.conv if block.op == "conv" else row.project).norm.weight)
     return row
 
@@ -167,6 +200,8 @@ def silenced(block: Block, inputs: int = 8) -> Row:
         (Block(out=8), True),
         (Block(op="fused", expand=16, out=8), True),
         (Block(op="conv", out=8), True),
+        (Block(op="conv", out=8, se="v3"), True),
+        (Block(expand=16, out=16, skip="pool"), False),
         (Block(expand=16, out=8, skip="none"), False),
         (Block(expand=16, out=16), False),
         (Block(op="separable", out=8, skip="none"), False),
@@ -179,9 +214,49 @@ def test_the_input_is_added_where_the_row_says_so(block: Block, kept: bool) -> N
     assert torch.equal(out, x if kept else torch.zeros_like(out))
 
 
-def test_no_activation_touches_the_input_that_is_kept() -> None:
+@pytest.mark.parametrize("padding", ["same", "torch"])
+@pytest.mark.parametrize("side", [6, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(expand=16, out=8, skip="pool"),
+        Block(op="separable", out=8, skip="pool"),
+        Block(op="fused", expand=16, out=8, skip="pool"),
+        Block(op="conv", out=8, se="mnasnet", skip="pool"),
+    ],
+    ids=lambda block: block.op,
+)
+def test_the_pooled_input_is_added(
+    block: Block, stride: int, side: int, padding: Padding
+) -> None:
+    x = torch.randn(2, 8, side, side) - 1
+    out = silenced(replace(block, stride=stride), padding=padding)(x.clone())
+    assert np.array_equal(out.detach().numpy(), pooled(x.numpy(), stride))
+
+
+def test_a_pooled_row_is_the_sum_of_both_ways() -> None:
+    torch.manual_seed(0)
+    block = Block(expand=16, out=8, stride=2, se="v3", skip="pool")
+    row, plain = (Row(b, 8, spec()).eval() for b in (block, replace(block, skip="none")))
+    plain.load_state_dict(row.state_dict())  # the pool has no state of its own
+    x = torch.randn(1, 8, 6, 6)
+    added = row(x) - plain(x)
+    assert np.allclose(added.detach().numpy(), pooled(x.numpy(), 2), atol=1e-6)
+
+
+def test_a_convolution_is_excited_after_its_activation() -> None:
+    row = Row(Block(op="conv", out=16, se="mnasnet"), 8, spec()).eval()
+    assert [name for name, _ in row.named_children()] == ["conv", "se"]
+    assert (row.se.reduce.in_channels, row.se.reduce.out_channels) == (16, 2)  # the input's 8 / 4
+    x = torch.randn(1, 8, 5, 5)
+    assert torch.equal(row(x), row.se(row.conv(x)))
+
+
+@pytest.mark.parametrize("skip", ["identity", "pool"])
+def test_no_activation_touches_the_input_that_is_kept(skip: Skip) -> None:
     """Activations work in place: without an expansion the first one must not reach the input."""
-    row = Row(Block(out=8), 8, spec()).eval()
+    row = Row(Block(out=8, skip=skip), 8, spec()).eval()
     x = torch.randn(1, 8, 5, 5)
     before = x.clone()
     row(x)

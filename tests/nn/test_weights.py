@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mobilefit.arch import BatchNorm, NetSpec, spec
+from mobilefit.arch import BatchNorm, Block, NetSpec, spec
 from mobilefit.errors import InputError
 from mobilefit.nn import Network, build, load_network, load_weights, save_weights
 
@@ -54,6 +54,30 @@ def test_a_network_comes_back_bit_by_bit(tmp_path: Path, randomized: Randomize[n
     images = torch.randn(2, 3, 40, 33)
     with torch.no_grad():
         assert torch.equal(again.eval()(images), network(images))
+
+
+def test_pools_and_squeezes_come_back(tmp_path: Path) -> None:
+    blocks = (
+        Block(op="conv", out=16, se="mnasnet", skip="none"),
+        Block(expand=24, out=16, stride=2, skip="pool"),
+    )
+    network = tiny(made=replace(SMALL, blocks=blocks))
+    save_weights(network, tmp_path / "net.safetensors")
+    again = load_network(tmp_path / "net.safetensors").eval()
+    assert again.spec == network.spec
+    images = torch.randn(2, 3, 40, 33)
+    with torch.no_grad():
+        assert torch.equal(again(images), network(images))
+
+
+def test_a_peers_layers_are_matched_beside_a_pool() -> None:
+    peer = torchvision.models.mobilenet_v2(num_classes=10)
+    made = spec("mobilenet_v2").classes(10)
+    made = replace(made, blocks=tuple(replace(block, skip="pool") for block in made.blocks))
+    network = tiny(made=made)
+    assert load_weights(network, peer.state_dict()) == "torchvision"
+    mine = network.layer("blocks.2.project.conv").weight
+    assert torch.equal(mine, peer.features[3].conv[2].weight)
 
 
 def test_weights_load_into_a_network_of_the_same_shape(saved: Path) -> None:

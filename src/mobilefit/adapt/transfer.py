@@ -75,10 +75,10 @@ def _kept_positions(old: Network, spec: NetSpec) -> list[Tensor]:
 
 
 def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -> None:
-    if hasattr(old, "conv"):
-        _conv_norm(new.conv, old.conv, outputs, inputs)
-        return
     wide = inputs
+    if hasattr(old, "conv"):
+        wide = outputs
+        _conv_norm(new.conv, old.conv, wide, inputs)
     if hasattr(old, "expand"):
         wide = _strongest(_norms(old.expand.conv), wide_width)
         _conv_norm(new.expand, old.expand, wide, inputs)
@@ -86,7 +86,8 @@ def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -
         _conv_norm(new.depthwise, old.depthwise, wide, torch.tensor([0]))
     if hasattr(old, "se"):
         _excite(new.se, old.se, wide)
-    _conv_norm(new.project, old.project, outputs, wide)
+    if hasattr(old, "project"):
+        _conv_norm(new.project, old.project, outputs, wide)
 
 
 def _full(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:

@@ -32,7 +32,7 @@ class Layer:
         reduced: width of the squeeze-and-excite bottleneck, else 0.
         gate: which squeeze-and-excite it is.
         act: activation after it.
-        residual: whether the block's input is added to its output.
+        residual: whether the block's input, pooled or not, is added to its output.
         params: trainable parameters, exact.
         madds: multiply-adds for one image, exact.
         activations: elements read and written: input, output, and the residual kept beside them.
@@ -113,19 +113,22 @@ def _block(block: Block, name: str, inputs: int, size: int) -> Iterator[Layer]:
     out_size, k, s, act = -(-size // block.stride), block.kernel, block.stride, block.act
     wide = block.width(inputs)
     residual = block.has_residual(inputs)
-    kept = inputs * size**2 if residual else 0  # beside every layer but the first, which reads it
+    kept = inputs * out_size**2 if residual else 0
+    # The first layer reads the input; a pool has run before it, and made a second map.
+    first = kept if block.skip == "pool" else 0
     if block.op == "conv":
-        yield _conv(f"{name}.conv", inputs, block.out, size, k, s, act, residual=residual)
-        return
-    if block.op == "fused":
-        yield _conv(f"{name}.expand", inputs, wide, size, k, s, act)
+        yield _conv(f"{name}.conv", inputs, wide, size, k, s, act, first, residual=residual)
+    elif block.op == "fused":
+        yield _conv(f"{name}.expand", inputs, wide, size, k, s, act, first)
+    elif block.expand is None:
+        yield _depthwise(f"{name}.depthwise", wide, size, k, s, act, first)
     else:
-        if block.expand is not None:
-            yield _conv(f"{name}.expand", inputs, wide, size, 1, 1, act)
-        first = block.expand is None
-        yield _depthwise(f"{name}.depthwise", wide, size, k, s, act, 0 if first else kept)
+        yield _conv(f"{name}.expand", inputs, wide, size, 1, 1, act, first)
+        yield _depthwise(f"{name}.depthwise", wide, size, k, s, act, kept)
     if block.se is not None:
         yield _excite(f"{name}.se", block.se, wide, inputs, out_size, kept)
+    if block.op == "conv":
+        return
     act = act if block.op == "separable" else "none"
     yield _conv(f"{name}.project", wide, block.out, out_size, 1, 1, act, kept, residual=residual)
 

@@ -20,7 +20,7 @@ from mobilefit.errors import InputError, did_you_mean, unknown
 
 Activation = Literal["relu", "relu6", "hard_swish", "none"]
 Op = Literal["inverted", "separable", "fused", "conv"]
-Skip = Literal["identity", "none"]
+Skip = Literal["identity", "pool", "none"]
 Padding = Literal["same", "torch"]
 
 
@@ -58,7 +58,7 @@ class Block:
       (MobileNetV2's and V3's bottleneck; without ``expand`` it begins at the depthwise convolution);
     - ``fused``: k x k full convolution to ``expand``, BN, act, [SE,] 1x1 project, BN (V3-EdgeTPU);
     - ``separable``: k x k depthwise, BN, act, 1x1, BN, act (MobileNetV1);
-    - ``conv``: k x k full convolution, BN, act.
+    - ``conv``: k x k full convolution, BN, act[, SE].
     """
 
     op: Op = "inverted"
@@ -68,18 +68,27 @@ class Block:
     """Channels inside the block; ``None`` where there is no expansion layer."""
     out: int
     se: Excite | None = None
-    """Squeeze-and-excite after the activation of the block's wide part: see :func:`~.scaling.reduced_width`."""
+    """Squeeze-and-excite after the activation of the block's wide part (``conv``: of its output): see
+    :func:`~.scaling.reduced_width`."""
     act: Activation = "relu"
     skip: Skip = "identity"
-    """``identity`` adds the input where the stride is 1 and the widths agree."""
+    """What is added to the output where the widths agree: the input itself (``identity``, at stride
+    1), or the input through a 3x3 max pool of the block's stride (``pool``), padded as TensorFlow's
+    SAME whatever the network's padding is. MnasNet's paper names "pooling" as a SkipOp and says no
+    more; it is max pooling here because XNNPACK runs int8 MAX_POOL_2D inside of the delegate, which
+    an int8 AVERAGE_POOL_2D would split."""
 
     def width(self, inputs: int) -> int:
         """Channels of the block's wide part, where the depthwise convolution and SE work."""
+        if self.op == "conv":
+            return self.out
         return inputs if self.expand is None else self.expand
 
     def has_residual(self, inputs: int) -> bool:
-        """Whether the input is added to the output."""
-        return self.skip == "identity" and self.stride == 1 and inputs == self.out
+        """Whether the input, pooled or as it is, is added to the output."""
+        if inputs != self.out:
+            return False
+        return self.skip == "pool" or (self.skip == "identity" and self.stride == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +275,10 @@ def _block_problems(where: str, block: Block) -> Iterator[str]:
     yield from _choice(f"{where}.skip", block.skip, Skip)
     if block.op == "fused" and block.expand is None:
         yield f"{where} is fused and needs 'expand'"
-    if block.op in ("separable", "conv") and (block.expand is not None or block.se is not None):
-        yield f"{where} is {block.op} and takes neither 'expand' nor 'se'"
+    if block.op == "separable" and (block.expand is not None or block.se is not None):
+        yield f"{where} is separable and takes neither 'expand' nor 'se'"
+    if block.op == "conv" and block.expand is not None:
+        yield f"{where} is conv and takes no 'expand'"
 
 
 def _positive(where: str, value: int | None) -> Iterator[str]:

@@ -214,7 +214,7 @@ def _parameters(name: str, weight: np.ndarray, bias: np.ndarray) -> list[Tensor]
 
 
 def _padded(
-    c: _Compiler, node: fx.Node, module: nn.Conv2d, x: Tensor
+    c: _Compiler, node: fx.Node, module: nn.Conv2d | nn.MaxPool2d, x: Tensor
 ) -> tuple[Tensor, int, tuple[int, int]]:
     """The input (through a PAD only where needed), the padding scheme and the output's sides."""
     kernel, stride, dilation = (
@@ -378,6 +378,22 @@ def _average_pool(c: _Compiler, node: fx.Node, module: nn.AvgPool2d) -> Tensor:
     return c.emit(Op(CODE.AVERAGE_POOL_2D, [x], [Tensor(_name(node), shape)], options))
 
 
+def _max_pool(c: _Compiler, node: fx.Node, module: nn.MaxPool2d) -> Tensor:
+    x = c.input(node, rank=4)
+    ceil_mode = module.ceil_mode and not getattr(module, "same", False)
+    if ceil_mode or module.return_indices or _pair(module.dilation) != (1, 1):
+        raise _unsupported(node, "MaxPool2d with ceil_mode, return_indices or dilation")
+    padded, padding, (height, width) = _padded(c, node, module, x)
+    if padded is not x:  # by a PAD of zeros, which may be more than the largest value
+        raise _unsupported(node, "MaxPool2d padded otherwise than TensorFlow's SAME")
+    (kh, kw), (sh, sw) = _pair(module.kernel_size), _pair(module.stride)
+    options = schema.Pool2DOptionsT(
+        padding=padding, strideH=sh, strideW=sw, filterHeight=kh, filterWidth=kw
+    )
+    output = Tensor(_name(node), (x.shape[0], height, width, x.shape[3]))
+    return c.emit(Op(CODE.MAX_POOL_2D, [x], [output], options))
+
+
 def _flatten(c: _Compiler, node: fx.Node, module: nn.Flatten | None = None) -> Tensor:
     x = c.input(node)
     start = _argument(node, 1, "start_dim") if module is None else module.start_dim
@@ -432,6 +448,7 @@ _MODULES: dict[type[nn.Module], ModuleHandler] = {
     nn.Sigmoid: _sigmoid,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.AvgPool2d: _average_pool,
+    nn.MaxPool2d: _max_pool,
     nn.Flatten: _flatten,
 }
 _FUNCTIONS: dict[Any, Handler] = {

@@ -40,12 +40,18 @@ def fit(graph: Graph, ranges: dict[str, Range]) -> None:
     for name, found in ranges.items():
         if _width(found) < _DEAD:
             ranges[name] = span(-1.0, 1.0)
+    pooled: dict[str, str] = {}  # a max pool's output is stored on the scale of its input
     for op in graph.ops:
-        if op.code in LINEAR:
+        if op.code == CODE.MAX_POOL_2D:
+            assert op.inputs[0] is not None
+            source = op.inputs[0].name
+            pooled[op.output.name] = pooled.get(source, source)
+            ranges[op.output.name] = ranges[source]
+        elif op.code in LINEAR:
             _raise_weak_channels(op, ranges)
             _widen_output(op, ranges)
         elif op.code == CODE.ADD:
-            _balance_sum(op, ranges)
+            _balance_sum(op, ranges, pooled)
         elif op.code == CODE.MUL:
             _widen_product(op, ranges)
 
@@ -93,10 +99,11 @@ def _widen_output(op: Op, ranges: dict[str, Range]) -> None:
     _widen(op.output.name, 255 * step / (_PRODUCT_BELOW / 2), ranges)
 
 
-def _balance_sum(op: Op, ranges: dict[str, Range]) -> None:
+def _balance_sum(op: Op, ranges: dict[str, Range], pooled: dict[str, str]) -> None:
     """An operand far narrower than the sum hardly moves it; a sum far narrower is a cancellation."""
     low, high = _SUM_BETWEEN
     operands = [t.name for t in op.inputs if t is not None and t.data is None]
+    operands = [pooled.get(name, name) for name in operands]
     _widen(op.output.name, max(_width(ranges[name]) for name in operands) / (high / 2), ranges)
     for name in operands:
         _widen(name, _width(ranges[op.output.name]) * low * 2, ranges)

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from mobilefit.arch.scaling import reduced_width
 from mobilefit.arch.spec import Block, Conv, NetSpec
-from mobilefit.nn.layers import ConvNormAct, SqueezeExcite
+from mobilefit.nn.layers import ConvNormAct, MaxPool2d, SqueezeExcite
 
 
 class Row(nn.Sequential):
     """One row of the table; adds its input to its output where the row says so.
 
     Its children are named as the layers of :meth:`NetSpec.cost`: ``expand``, ``depthwise``, ``se``,
-    ``project`` or ``conv``.
+    ``project`` or ``conv``. Beside them is ``pool`` where the input is pooled before it is added.
     """
 
     def __init__(self, block: Block, inputs: int, spec: NetSpec) -> None:
@@ -24,10 +24,11 @@ class Row(nn.Sequential):
         make = partial(ConvNormAct, padding=spec.padding, norm=spec.norm)
         spatial = partial(make, kernel=block.kernel, stride=block.stride)
         wide = block.width(inputs)
+        if self.residual and block.skip == "pool":
+            self.pool = MaxPool2d(block.stride)
         if block.op == "conv":
-            self.conv = spatial(inputs, block.out, act=block.act)
-            return
-        if block.op == "fused":
+            self.conv = spatial(inputs, wide, act=block.act)
+        elif block.op == "fused":
             self.expand = spatial(inputs, wide, act=block.act)
         else:
             if block.expand is not None:
@@ -35,14 +36,21 @@ class Row(nn.Sequential):
             self.depthwise = spatial(wide, wide, groups=wide, act=block.act)
         if block.se is not None:
             self.se = SqueezeExcite(wide, reduced_width(block.se, wide, inputs), block.se)
-        self.project = make(wide, block.out, act=block.act if block.op == "separable" else "none")
+        if block.op != "conv":
+            act = block.act if block.op == "separable" else "none"
+            self.project = make(wide, block.out, act=act)
+
+    def layers(self) -> list[tuple[str, nn.Module]]:
+        """The layers from input to output with their names, without the pool beside them."""
+        return [(name, layer) for name, layer in self.named_children() if name != "pool"]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H/stride, W/stride]``."""
+        kept = self.pool(x) if hasattr(self, "pool") else x
         out = x
-        for layer in self:
+        for _, layer in self.layers():
             out = layer(out)
-        return x + out if self.residual else out
+        return kept + out if self.residual else out
 
 
 def full_conv(conv: Conv, inputs: int, spec: NetSpec) -> ConvNormAct:

@@ -50,6 +50,20 @@ class Conv2d(nn.Conv2d):
         return max((-(-side // stride) - 1) * stride + kernel - side, 0)
 
 
+class MaxPool2d(nn.MaxPool2d):
+    """A 3x3 max pool, padded as TensorFlow's SAME (with less than any value, not with zeros)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(3, stride, ceil_mode=True)
+        self.same = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to ``[N, C, ceil(H/stride), ceil(W/stride)]``."""
+        # An even side at stride 2 is padded below and right alone: what ceil_mode does by itself.
+        pads = [0 if self.stride == 2 and side % 2 == 0 else 1 for side in x.shape[2:]]
+        return functional.max_pool2d(x, 3, self.stride, pads, ceil_mode=True)
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution, batch norm, activation: ``[N, in, H, W]`` to ``[N, out, H/s, W/s]``."""
 

@@ -151,7 +151,7 @@ def _layout(
 def _children(network: Network) -> list[list[str]]:
     """The layer names of each row, in order of execution."""
     rows = [row for row in network.backbone.blocks if isinstance(row, Row)]
-    return [[name for name, _ in row.named_children()] for row in rows]
+    return [[name for name, _ in row.layers()] for row in rows]
 
 
 _CONV_NORM = {"0": "conv", "1": "norm"}
