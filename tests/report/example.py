@@ -1,4 +1,4 @@
-"""A run's records as the design verb leaves them, made up but of realistic numbers."""
+"""A run's records as the verbs design and search leave them, made up but of realistic numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mobilefit.arch import NetSpec, spec
+from mobilefit.arch import Block, NetSpec, spec
 
 Record = dict[str, Any]
 CLASSES = ("dress", "hat", "long sleeve", "shirt", "shoes & <b>socks</b>", "t-shirt")
@@ -177,4 +178,125 @@ def write_run(folder: Path, content: Record | None = None) -> Path:
     write_jsonl(folder / "netadapt" / "netadapt.jsonl", netadapt())
     for name, offset in (("seed", 0.0), ("final/0", 0.02), ("final/1", 0.05), ("width/0", 0.08)):
         write_jsonl(folder / name / "metrics.jsonl", metrics(offset))
+    return folder
+
+
+# ---- a search
+
+TARGET = 0.44
+STAGES = ((2, (8, 16, 24), 2), (2, (16, 24, 32), 2), (2, (24, 32, 40), 3), (1, (48, 56, 64), 2),
+          (2, (72, 96, 120), 3))  # fmt: skip
+"""Stride, widths and layers of a space's blocks, after V3-Small's."""
+LIKED = {"op": 3, "kernel": 1, "se": 1, "skip": 1, "filters": 1, "layers": 0, "act": 1, "stem": 0, "tail": 0}
+"""The option of each decision that the made-up controller comes to like."""
+
+
+def decisions() -> list[Record]:
+    """Every choice of the space, in the order of the tokens."""
+    found: list[Record] = [{"name": "stem", "options": [0, 1]}]
+    for index, (_, filters, layers) in enumerate(STAGES):
+        choices: list[tuple[str, list[Any]]] = [
+            ("op", ["conv", "depthwise", "mbconv3", "mbconv6"]), ("kernel", [3, 5]),
+            ("se", ["none", "v3"]), ("skip", ["pool", "identity", "none"]),
+            ("filters", list(filters)), ("layers", [layers - 1, layers, layers + 1]),
+        ]  # fmt: skip
+        if index:
+            choices.append(("act", ["relu", "hard_swish"]))
+        found += [{"name": f"blocks.{index}.{name}", "options": options} for name, options in choices]
+    return [*found, {"name": "tail", "options": [0, 1]}]
+
+
+def searched_spec(tokens: list[int]) -> NetSpec:
+    """The network of these tokens; stem and tail stay V3-Small's."""
+    taken = {d["name"]: d["options"][t] for d, t in zip(decisions(), tokens)}
+    base, blocks = seed_spec(), list[Block]()
+    width = base.stem.out
+    for index, (stride, _, _) in enumerate(STAGES):
+        form = {name: taken.get(f"blocks.{index}.{name}") for name in LIKED}
+        for layer in range(form["layers"]):
+            ratio = form["op"].removeprefix("mbconv")
+            blocks.append(Block(
+                op="conv" if form["op"] == "conv" else "inverted", kernel=form["kernel"],
+                stride=1 if layer else stride, out=form["filters"], skip=form["skip"],
+                expand=int(ratio) * width if ratio.isdigit() else None,
+                se=None if form["se"] == "none" else "v3", act=form["act"] or "relu",
+            ))  # fmt: skip
+            width = form["filters"]
+    made = replace(base, name="searched", blocks=tuple(blocks))
+    return replace(made, name=f"searched_{made.id}")
+
+
+def trials(number: int = 300) -> list[Record]:
+    """``search/trials.jsonl``: a search whose later trials are better, two in a hundred failing."""
+    draw, made = random.Random(7), decisions()
+    rows: list[Record] = [{
+        "event": "space", "space": {"name": "mobilenet_v3_small"}, "decisions": made,
+        "strategy": "rnn", "evaluator": "supernet", "reward": "absolute", "target_ms": TARGET,
+        "seed": 0,
+    }]  # fmt: skip
+    for i in range(number):
+        tokens, liked = [], 0
+        for decision in made:
+            best = LIKED[decision["name"].rpartition(".")[2]]
+            taken = best if draw.random() < 0.75 * i / number else draw.randrange(len(decision["options"]))
+            tokens.append(taken)
+            liked += taken == best
+        share = liked / len(made)
+        ms = TARGET * (1 + 1.2 * (0.75 - share) + 0.15 * draw.gauss(0, 1))
+        accuracy: float | None = 0.45 + 0.3 * share + 0.25 * ms + 0.02 * draw.gauss(0, 1)
+        error = None
+        if draw.random() < 0.02:
+            accuracy, error = None, draw.choice(["loss is not finite at step 12", "out of <memory>"])
+        rows.append({
+            "event": "trial", "number": i, "tokens": tokens, "spec_id": f"{i:012d}", "latency_ms": ms,
+            "accuracy": accuracy,
+            "reward": None if accuracy is None else accuracy - 0.1 * abs(ms / TARGET - 1),
+            "repeat_of": None, "error": error, "seconds": 0.4,
+        })  # fmt: skip
+    return rows
+
+
+def search(rows: list[Record]) -> Record:
+    """``record["search"]`` of these trials."""
+    good = sorted((r for r in rows[1:] if r["accuracy"] is not None), key=lambda r: -r["reward"])
+    top = []
+    for place, row in enumerate(good[:4], 1):
+        net, full = searched_spec(row["tokens"]), row["accuracy"] + 0.14 - 0.01 * (place % 3)
+        top.append({
+            "label": f"search_{place}", "spec": net.to_dict(), "spec_id": net.id,
+            "trial": row["number"], "proxy_accuracy": row["accuracy"],
+            "rescored_accuracy": row["accuracy"] - 0.01 * place, "predicted_ms": row["latency_ms"],
+            "measured_ms": row["latency_ms"] * (1.03 - 0.015 * (place % 3)), "full_accuracy": full,
+            "reward_full": full - 0.1 * abs(row["latency_ms"] / TARGET - 1),
+        })  # fmt: skip
+    return {
+        "space": "mobilenet_v3_small", "strategy": "rnn", "evaluator": "supernet",
+        "reward": "absolute", "target_ms": TARGET, "trials": len(rows) - 1,
+        "failed": len(rows) - 1 - len(good), "distinct": len(good) - 3,
+        "seconds": {"latency": 21.3, "evaluation": 412.0, "strategy": 3.1, "records": 0.6},
+        "best_reward": good[0]["reward"], "optimal_reward": None, "top": top, "winner": 1,
+        "rank_correlation": 0.667,
+        "reference": {"name": "mobilenet_v3_small", "spec": seed_spec().to_dict()},
+    }  # fmt: skip
+
+
+def searched_record(rows: list[Record]) -> Record:
+    """``record.json`` of a design run whose seed network was searched for."""
+    found, content = search(rows), record()
+    winner = found["top"][1]
+    family = {**content["results"][0], "label": "mobilenet_v3_small", "kind": "reference"}
+    seeds = [{**row, "label": "seed"} for row in content["results"][:3]]
+    for row in seeds:
+        row |= {"accuracy_int8": row["accuracy_int8"] + 0.008, "latency": latency(0.46)}
+    return content | {
+        "search": found, "reference_spec": seed_spec().to_dict(), "seed_spec": winner["spec"],
+        "final_spec": winner["spec"], "results": [*seeds, *content["results"][3:], family],
+    }  # fmt: skip
+
+
+def write_search(folder: Path, rows: list[Record] | None = None, content: Record | None = None) -> Path:
+    """A design run with its search, in ``folder``."""
+    rows = trials() if rows is None else rows
+    write_run(folder, searched_record(rows) if content is None else content)
+    write_jsonl(folder / "search" / "trials.jsonl", rows)
     return folder

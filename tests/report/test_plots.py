@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobilefit.report import frontier_figure, plots
+from mobilefit.report import drawing, frontier_figure, plots
 
 from .example import metrics, netadapt, record
 
@@ -54,10 +54,10 @@ def test_names_are_text_and_not_markup() -> None:
     assert "<b> $x_1$ & co" in texts(frontier_figure(content, []))
 
 
-def boxes_of_labels(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[plots.Box]:
+def boxes_of_labels(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[drawing.Box]:
     """Where matplotlib itself, in its own font, would put the labels."""
-    found: list[plots.Box] = []
-    original = plots._label
+    found: list[drawing.Box] = []
+    original = drawing.label
 
     def label(axis: Any, marks: Any, budget: Any) -> None:
         original(axis, marks, budget)
@@ -66,7 +66,7 @@ def boxes_of_labels(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
             box = text.get_window_extent()
             found.append((box.x0, box.y0, box.x1, box.y1))
 
-    monkeypatch.setattr(plots, "_label", label)
+    monkeypatch.setattr(drawing, "label", label)
     frontier_figure(content, [])
     return found
 
@@ -88,7 +88,7 @@ def test_labels_of_neighbours_do_not_overlap(gap: float, monkeypatch: pytest.Mon
     boxes = boxes_of_labels(content, monkeypatch)
     assert len(boxes) == 3
     for i, one in enumerate(boxes):
-        assert not any(plots._overlap(one, other) for other in boxes[:i])
+        assert not any(drawing.overlap(one, other) for other in boxes[:i])
 
 
 def test_curves_read_what_the_training_loop_writes() -> None:
@@ -113,8 +113,8 @@ def test_layers_figure() -> None:
 
 
 def test_inline_follows_the_page() -> None:
-    text = plots.inline(frontier_figure(record(), netadapt()))
+    text = drawing.inline(frontier_figure(record(), netadapt()))
     root = ET.fromstring(text)
     assert "width" not in root.attrib and "height" not in root.attrib and "viewBox" in root.attrib
-    assert "var(--seed)" in text and not any(colour in text for colour in plots.COLOURS.values())
+    assert "var(--seed)" in text and not any(colour in text for colour in drawing.COLOURS.values())
     assert not [key for group in root.iter(f"{SVG}g") for key in group.attrib if key == "id"]

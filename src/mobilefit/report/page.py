@@ -13,7 +13,7 @@ import jinja2
 from mobilefit import runs
 from mobilefit.arch import NetSpec, difference
 from mobilefit.errors import InputError
-from mobilefit.report import plots, tables, units
+from mobilefit.report import drawing, plots, search, tables, trials, units
 
 NAME = "report.html"
 STEPS = "netadapt/netadapt.jsonl"
@@ -28,9 +28,10 @@ MAX_SKIPPED = 200
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` into a run directory, from the records that lie there.
 
-    Reads ``record.json``, ``netadapt/netadapt.jsonl`` and every ``metrics.jsonl`` at or below ``run_dir``,
-    and the sizes of the model files that the record names. A section whose records are missing is
-    left out. The page needs no other file and loads nothing from anywhere.
+    Reads ``record.json``, ``netadapt/netadapt.jsonl``, ``search/trials.jsonl`` and every
+    ``metrics.jsonl`` at or below ``run_dir``, and the sizes of the model files that the record names.
+    A section whose records are missing is left out. The page needs no other file and loads nothing
+    from anywhere.
 
     Returns:
         The page's path.
@@ -43,13 +44,13 @@ def write_report(run_dir: Path) -> Path:
     if not isinstance(record, dict):
         raise InputError(f"{record_path} is not a run's record: the JSON is not an object")
     steps = [row for row in runs.read_jsonl(run_dir / STEPS) if isinstance(row, dict)]
-    metrics = _metrics(run_dir)
-    if not (record or steps or metrics):
+    metrics, log = _metrics(run_dir), trials.read_log(run_dir)
+    if not (record or steps or metrics or log.trials):
         raise InputError(
             f"no run records in {run_dir}", "give the folder that 'mobilefit design' wrote"
         )
     try:
-        page = _template().render(_content(run_dir, record, steps, metrics))
+        page = _template().render(_content(run_dir, record, steps, metrics, log))
     except (*_SHAPE_ERRORS, InputError) as error:
         raise InputError(
             f"cannot make sense of {record_path} and the rows beside it: {error}"
@@ -76,16 +77,17 @@ def _metrics(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
 
 @functools.cache
 def _template() -> jinja2.Template:
+    folder = importlib.resources.files("mobilefit.report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,  # a record may lack any field
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
     )  # fmt: skip
     environment.filters |= {
         "ms": units.ms, "percent": units.percent, "count": units.count, "seconds": units.seconds,
         "millions": units.millions, "size": units.size,
     }  # fmt: skip
-    folder = importlib.resources.files("mobilefit.report")
-    return environment.from_string((folder / "page.html.jinja").read_text("utf-8"))
+    return environment.get_template("page.html.jinja")
 
 
 def _content(
@@ -93,6 +95,7 @@ def _content(
     record: dict[str, Any],
     steps: list[dict[str, Any]],
     metrics: dict[str, list[dict[str, Any]]],
+    log: trials.Log,
 ) -> dict[str, Any]:
     """Everything the template shows; what is empty or ``None`` is left out there."""
     data, final = record.get("data") or {}, record.get("final") or {}
@@ -110,7 +113,8 @@ def _content(
         "comparison_header": tables.COMPARISON_HEADER,
         "comparison": [(e.kind, e.label == final.get("label"), tables.comparison(e)) for e in found],
         "several_seeds": any(entry.runs > 1 for entry in found),
-        "frontier": plots.inline(plots.frontier_figure(record, steps)) if found else None,
+        "frontier": drawing.inline(plots.frontier_figure(record, steps)) if found else None,
+        "search": search.section(record, log),
         **_network(record),
         "steps_header": tables.STEPS_HEADER,
         "steps": tables.steps(steps),
@@ -149,12 +153,16 @@ def _network(record: dict[str, Any]) -> dict[str, Any]:
     if not record.get("final_spec"):
         return {"network": None}
     final = NetSpec.from_dict(record["final_spec"])
-    seed = NetSpec.from_dict(record["seed_spec"]) if record.get("seed_spec") else None
+    seed, reference = (
+        NetSpec.from_dict(record[key]) if record.get(key) else None
+        for key in ("seed_spec", "reference_spec")
+    )
     return {
         "network": tables.network(seed, final),
         "network_header": tables.NETWORK_HEADER,
         "spec": final,
         "seed_spec": seed,
+        "reference": (reference, reference.cost()) if reference else None,
         "costs": (seed.cost() if seed else None, final.cost()),
         "changes": difference(seed, final) if seed else [],
     }
@@ -163,7 +171,10 @@ def _network(record: dict[str, Any]) -> dict[str, Any]:
 def _layers(record: dict[str, Any]) -> dict[str, Any]:
     sides = record.get("layers") or {}
     before, after = (tables.by_row(sides.get(key) or ()) for key in ("before", "after"))
-    figure = plots.inline(plots.layers_figure(before, after)) if before or after else None
+    words = ("before", "after")
+    if record.get("reference_spec") and not record.get("seed_spec"):  # not one made from the other
+        words = ("by hand", "found")
+    figure = drawing.inline(plots.layers_figure(before, after, words)) if before or after else None
     return {
         "layers_figure": figure, "layers_header": tables.LAYERS_HEADER,
         "layers": tables.layers(record),
@@ -174,7 +185,7 @@ def _curves(metrics: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     longest = sorted(metrics, key=lambda name: -len(metrics[name]))[:MAX_CURVES]
     figure = plots.curves_figure({name: metrics[name] for name in metrics if name in longest})
     return {
-        "curves": plots.inline(figure) if figure else None,
+        "curves": drawing.inline(figure) if figure else None,
         "curves_left_out": len(metrics) - len(longest),
     }
 

@@ -81,6 +81,21 @@ def _stat(values: Sequence[float]) -> Stat | None:
     return Stat(mean=statistics.fmean(values), spread=spread, values=tuple(values))
 
 
+def kinds(record: Row) -> dict[str, str]:
+    """What the kinds of ``results`` are called, in the order of their making.
+
+    The seed network is a hand-made one of the family unless a search found it; then the family's
+    network, which the width multiplier scales, is the reference.
+    """
+    searched = bool(record.get("search") or record.get("reference_spec"))
+    return {
+        "reference": "the family's network",
+        "seed": "searched network" if searched else "seed network",
+        "adapted": "NetAdapt, trained",
+        "width": "width multiplier",
+    }
+
+
 COMPARISON_HEADER = ("network", "latency int8", "p10 to p90", "accuracy int8", "accuracy float32",
                      "params", "MAdds", "seeds")  # fmt: skip
 
