@@ -12,6 +12,7 @@ from mobilefit.arch import NetSpec, spec
 from mobilefit.data import ClassificationData, load
 from mobilefit.jobs import plan
 from mobilefit.jobs.plan import Plan, Request, Speed
+from mobilefit.nn import build
 from mobilefit.train import RECIPES
 
 from .small import World
@@ -140,6 +141,6 @@ def test_no_time_at_all_still_makes_a_plan() -> None:
 def test_speed_is_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "PROBE_SECONDS", 0.01)
     data: ClassificationData = load(world.images)
-    small = NetSpec.from_json(world.spec.read_text())
+    small = build(NetSpec.from_json(world.spec.read_text()))
     found = plan.speed(small, data, data.preset(32), RECIPES["fast"])
     assert found.training > 0 and found.evaluation > 0

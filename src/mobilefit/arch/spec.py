@@ -175,7 +175,10 @@ class NetSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return dataclasses.asdict(self) | {"blocks": [dataclasses.asdict(b) for b in self.blocks]}
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("stem", "last", "head", "norm"):
+            plain[name] = None if plain[name] is None else dict(vars(plain[name]))
+        return plain | {"blocks": [dict(vars(block)) for block in self.blocks]}
 
     def to_json(self) -> str:
         """The spec as readable JSON text."""

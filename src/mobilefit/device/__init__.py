@@ -2,9 +2,9 @@
 
 from mobilefit.device.host import device_id, measure, measure_many, shared_worker
 from mobilefit.device.protocol import Latency, Protocol
-from mobilefit.device.table import LatencyTable, TableCheck, units
+from mobilefit.device.table import LatencyTable, TableCheck, kendall_tau, units
 
 __all__ = [
-    "Latency", "LatencyTable", "Protocol", "TableCheck", "device_id", "measure", "measure_many",
-    "shared_worker", "units",
+    "Latency", "LatencyTable", "Protocol", "TableCheck", "device_id", "kendall_tau", "measure",
+    "measure_many", "shared_worker", "units",
 ]  # fmt: skip

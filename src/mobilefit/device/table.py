@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from mobilefit import litert
-from mobilefit.arch import NetSpec
+from mobilefit.arch import Block, NetSpec
 from mobilefit.device.host import device_id, shared_worker
 from mobilefit.errors import InputError
 from mobilefit.litert import StopRule, Worker, available_cores
@@ -66,6 +66,8 @@ def units(spec: NetSpec) -> Iterator[Unit]:
     for name, row, stride in rows:
         fields = dataclasses.asdict(row)
         fields.pop("scaling", None)
+        if isinstance(row, Block) and not row.has_residual(inputs):
+            fields["skip"] = "none"  # whatever it would have been
         yield _unit(name, {**fields, "kind": type(row).__name__, "padding": spec.padding}, inputs, size)
         size, inputs = -(-size // stride), row.out
     head = dataclasses.asdict(spec.head)
@@ -228,12 +230,14 @@ class TableCheck:
 
     @property
     def kendall_tau(self) -> float:
-        """Rank correlation, tau-a: 1 when the order is the same throughout."""
-        pairs = self.pairs
-        score = sum(
-            _sign((a[0] - b[0]) * (a[1] - b[1])) for i, a in enumerate(pairs) for b in pairs[:i]
-        )
-        return score / (len(pairs) * (len(pairs) - 1) / 2)
+        """Rank correlation of predicted and measured: see :func:`kendall_tau`."""
+        return kendall_tau(self.pairs)
+
+
+def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float:
+    """Rank correlation of two or more pairs, tau-a: 1 when the order is the same throughout."""
+    score = sum(_sign((a[0] - b[0]) * (a[1] - b[1])) for i, a in enumerate(pairs) for b in pairs[:i])
+    return score / (len(pairs) * (len(pairs) - 1) / 2)
 
 
 def _sign(value: float) -> int:

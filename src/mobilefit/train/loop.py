@@ -347,6 +347,56 @@ class Trainer:
         self.done = int(state["step"])
 
 
+class Stepper:
+    """A training whose caller takes the steps, and may do other things in between.
+
+    Args:
+        net, train_set, preset, recipe, steps, seed, accelerator: as of :func:`fit`; the network stays in
+            training mode on the accelerator's device.
+    """
+
+    def __init__(
+        self, net: nn.Module, train_set: ImageSet, *, preset: Preset, recipe: Recipe, steps: int,
+        seed: int = 0, accelerator: str = "auto",
+    ) -> None:  # fmt: skip
+        self._set, self._preset = train_set, preset
+        plan = _plan(train_set, recipe, steps, None)
+        if recipe.channels_last:
+            net.to(memory_format=torch.channels_last)
+        self._trainer = Trainer(_fabric(accelerator, recipe), net.train(), recipe, plan, seed)
+        self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    def step(self) -> float:
+        """Take the next step and return the loss before it.
+
+        Raises:
+            TrainingDiverged: the loss is not finite; the weights have not moved.
+        """
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = self._from_here()
+            batch = next(self._batches)
+        with torch.random.fork_rng(devices=[]):
+            return self._trainer.step(*batch)
+
+    def _from_here(self) -> Iterator[tuple[Tensor, Tensor]]:
+        trainer = self._trainer
+        epoch, start = divmod(trainer.done, trainer.plan.steps_per_epoch)
+        return batches(
+            self._set, self._preset, trainer.recipe.batch_size, train=True, seed=trainer.seed,
+            epoch=epoch, start=start, augment=AUGMENTS[trainer.recipe.augment],
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer and the number of steps."""
+        return self._trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict` of an equal training."""
+        self._trainer.load_state_dict(state)
+        self._batches = iter(())
+
+
 def _mix(seed: int, step: int) -> int:
     """One 63-bit seed from two numbers, far apart for neighbours."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63
