@@ -29,6 +29,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "design": Verb("design", "DesignConfig", "The main job: images and a latency budget in, a measured network out."),
+    "search": Verb("search", "SearchConfig", "Block-wise search for a seed network (platform-aware NAS)."),
     "info": Verb("info", "InfoConfig", "A network as the paper's table, with its costs."),
     "train": Verb("train", "TrainConfig", "Train a network on your images."),
     "evaluate": Verb("evaluate", "EvaluateConfig", "Accuracy of weights or of a LiteRT file."),
@@ -166,7 +167,7 @@ def _fail(message: str, hint: str | None, code: int) -> int:
 
 
 def _interrupted(words: list[str]) -> int:
-    resumable = {"design": [], "adapt": [], "train": ["--resume"]}
+    resumable = {"design": [], "search": [], "adapt": [], "train": ["--resume"]}
     verb = words[0] if words else ""
     line = "mobilefit: interrupted"
     if verb in resumable:

@@ -1,9 +1,10 @@
 """The main job: images and a latency budget in, a trained, quantized, measured network out.
 
-The chain is the paper's: a trained seed network, NetAdapt on measured latency down to the budget
-(section 4.2), training from scratch, int8, measurement of the very file that is exported. Beside it
-the seed network scaled by a width multiplier to the same latency is trained in the same way, so that
-the report can say what NetAdapt was worth.
+The chain is the paper's: a seed network found by block-wise search (section 4.1), trained, shrunk by
+NetAdapt on measured latency down to the budget (section 4.2), trained from scratch, int8, measurement
+of the very file that is exported. Beside it the hand-made network (the search space's base, or the
+seed network where one was named) scaled by a width multiplier to the same latency is trained in the
+same way, so that the report can say what the rest was worth.
 """
 
 from __future__ import annotations
@@ -13,20 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from mobilefit import adapt, report
+from mobilefit import search as nas
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
 from mobilefit.device import LatencyTable
 from mobilefit.errors import InputError, QualityGateError
-from mobilefit.jobs import lab, plan
+from mobilefit.jobs import lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.model import export, network_for, spec_of
+from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
 from mobilefit.jobs.options import Budget, option, parse_budget
 from mobilefit.jobs.plan import Plan
+from mobilefit.jobs.searching import FullTraining, Search, Searching
 from mobilefit.nn import Network, load_network, save_weights
 from mobilefit.progress import Voice
+from mobilefit.search import Reward, Space, Supernet
 from mobilefit.train import CHECKPOINT, recipe
 
+SEARCH = "search"
+WIDEST = 150
+"""Percent: the largest width multiplier that is compared with."""
 WIDTHS_AROUND = 6
 """Width multipliers, in hundredths, that are measured on either side of the predicted one."""
 
@@ -36,8 +43,15 @@ class DesignConfig:
     """Options of ``mobilefit design``."""
 
     data: str = option(help="folder of class folders, or fashion-mnist", argument=True)
-    latency: str = option(help="budget of the int8 network here: 2ms, 850us, or 70% of the seed's")
-    seed_network: str = option("mobilenet_v3_small", help="name of the family, or a spec's .json")
+    latency: str = option(
+        help="budget of the int8 network here: 2ms, 850us, or 70% of the seed's (of the space's base)"
+    )
+    seed_network: str = option(SEARCH, help="search for one, or a name of the family, or a spec's .json")
+    space: str = option("mobilenet_v3_small", help="what is searched: see mobilefit search")
+    strategy: str = option("rnn", help="of the search: rnn, reinforce, evolution or random")
+    reward: str = option("absolute", help="of the search: absolute, soft, soft_small or hard")
+    trials: int | None = option(None, help="networks that the search tries (default: by --minutes)")
+    top: int = option(1, help="best networks of the search that are trained; NetAdapt takes the winner")
     resolution: int = option(96, help="side of the network's input, pixels")
     minutes: float = option(30.0, help="about how long it may take")
     weights: Path | None = option(None, help="pretrained weights of the seed network to start from")
@@ -81,7 +95,8 @@ def design(config: DesignConfig) -> dict[str, Any]:
 def default_out(config: DesignConfig) -> Path:
     """A folder that the same command finds again."""
     share = config.latency.replace("%", "pct").replace("/", "_")
-    words = [Path(config.data).name, Path(config.seed_network).stem, str(config.resolution), share]
+    network = config.space if config.seed_network == SEARCH else config.seed_network
+    words = [Path(config.data).name, Path(network).stem, str(config.resolution), share]
     return Path("runs") / ("design-" + "-".join(words))
 
 
@@ -89,9 +104,19 @@ def _check(config: DesignConfig) -> None:
     lab.check_positive(
         resolution=config.resolution, minutes=config.minutes, seeds=config.seeds,
         delta=config.delta, tune_steps=config.tune_steps, epochs=config.epochs,
+        trials=config.trials, top=config.top,
     )  # fmt: skip
     AdaptSettings(target_ms=1.0, delta=config.delta or 0.01, rule=config.rule)  # late is too late
-    spec_of(config.seed_network)
+    if config.seed_network != SEARCH:
+        spec_of(config.seed_network)
+    elif config.weights is not None:
+        raise InputError(
+            f"{config.weights} are one network's weights, and a search tries many",
+            "name the network with --seed-network as well",
+        )
+    nas.space(config.space)
+    nas.strategy(config.strategy, (2,), 0)
+    Reward(form=config.reward, target_ms=1.0)
     own_table = (config.out or default_out(config)) / lab.TABLE
     if config.table is not None and not own_table.exists():  # a resumed run has its copy
         LatencyTable.load(config.table)
@@ -121,55 +146,65 @@ class _Chain:
         voice: Voice,
     ) -> None:  # fmt: skip
         self.config, self.budget, self.run, self.data, self.voice = config, budget, run, data, voice
-        self.seed_spec = _seed_spec(config, data)
+        self.space = _space(config, data)
+        self.family_spec = _family_spec(config, data) if self.space is None else self.space.base
+        self.seed_spec = self.family_spec  # until a search has found one
         self.preset: Preset = data.preset(config.resolution)
         self.table = lab.OpenTable(run.path / lab.TABLE, config.table)
+        self.searched: dict[str, Any] | None = None
         self.plan: Plan
 
     def run_all(self) -> None:
         """Everything, and the record at the end."""
         start = self.run.stage("start", self.start)
-        if start["fingerprint"] != self.data.fingerprint:
-            raise InputError(
-                f"the images of {self.data.name} changed since {self.run.path} was begun",
-                "choose another --out",
-            )
+        lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
         self.plan = Plan(**self.run.stage("plan", self.make_plan))
         self.voice(self.plan.told(self.run.path))
-        if not self.plan.shrink:
-            self.voice(f"the seed network meets the budget already ({start['seed_ms']:.4g} of "
-                       f"{start['budget_ms']:.4g} ms): NetAdapt is not needed")  # fmt: skip
         with self.run.timed("table"):
-            self.table.fitted(self.seed_spec, self.voice)
+            self.table.fitted(self.family_spec, self.voice)
+        seed_ms = start["seed_ms"]
+        if self.space is not None:
+            self.searched = self.search(start)
+            self.seed_spec = searching.winner(self.searched)
+            seed_ms = self.searched["top"][self.searched["winner"]]["measured_ms"]
         entries = [self.train("seed", self.seed_spec, self.config.seed)]
-        final = self.seed_spec
-        if self.plan.shrink:
+        final, shrink = self.seed_spec, seed_ms > start["budget_ms"]
+        if shrink:
             with self.run.timed("netadapt"):
-                final = self.adapted(start)
+                final = self.adapted(seed_ms, start["budget_ms"])
+        else:
+            self.voice(f"the seed network meets the budget already ({seed_ms:.4g} of "
+                       f"{start['budget_ms']:.4g} ms): NetAdapt is not needed")  # fmt: skip
+        if shrink or self.space is not None:
             width = NetSpec.from_dict(self.run.stage("width", lambda: self.same_latency(final)))
             for seed in range(self.config.seed, self.config.seed + self.config.seeds):
-                entries.append(self.train("adapted", final, seed))
+                if shrink:
+                    entries.append(self.train("adapted", final, seed))
+                elif seed != self.config.seed:
+                    entries.append(self.train("seed", final, seed))
                 entries.append(self.train("width", width, seed))
         self.finish(final, entries)
 
     # ---- before anything is trained
 
     def start(self) -> dict[str, Any]:
-        """Measure the seed network, and see that the budget can be met."""
-        seed_ms = lab.measured([self.seed_spec])[0].median_ms
+        """Measure the family's network, and see that the budget can be met."""
+        seed_ms = lab.measured([self.family_spec])[0].median_ms
         budget_ms = self.budget.of(seed_ms)
-        lowest = lab.floor(self.seed_spec)
+        smallest = self.family_spec
+        if self.space is not None:
+            smallest = self.space.spec(self.space.smallest())
+        lowest = lab.floor(smallest)
         if lowest > budget_ms:
-            name, least = lab.family_floor(self.seed_spec)
+            name, least = lab.family_floor(self.family_spec)
+            what = self.config.seed_network if self.space is None else f"the space {self.space.name}"
             raise InputError(
-                f"no network made from {self.config.seed_network} at {self.config.resolution} px "
+                f"no network made from {what} at {self.config.resolution} px "
                 f"meets {budget_ms:.4g} ms: the lowest reachable is {lowest:.4g} ms; "
                 f"in the whole family {least:.4g} ms, from {name}",
                 "raise --latency or lower --resolution",
             )
-        if self.data.skipped:
-            self.voice(f"{len(self.data.skipped)} bad image files are left out; the first: "
-                       f"{self.data.skipped[0].path} ({self.data.skipped[0].why})")  # fmt: skip
+        lab.tell_skipped(self.data, self.voice)
         return {
             "fingerprint": self.data.fingerprint, "seed_ms": seed_ms, "budget_ms": budget_ms,
             "floor_ms": lowest,
@@ -177,22 +212,61 @@ class _Chain:
 
     def make_plan(self) -> dict[str, Any]:
         """Divide the time: see :mod:`mobilefit.jobs.plan`."""
-        start = self.run.state["start"]
-        c = self.config
+        start, c = self.run.state["start"], self.config
         request = plan.Request(
             minutes=c.minutes, seeds=c.seeds, delta=c.delta, tune_steps=c.tune_steps,
             epochs=c.epochs, recipe=lab.recipe_for(c.recipe, c.weights, self.data),
         )  # fmt: skip
-        speed = plan.speed(self.seed_spec, self.data, self.preset, request.recipe)
+        network = network_for(self.family_spec, None)
+        speed = plan.speed(network, self.data, self.preset, request.recipe)
+        seed_ms, budget_ms = start["seed_ms"], start["budget_ms"]
+        if self.space is None:
+            return plan.make(request, self.data, speed, self.family_spec, seed_ms, budget_ms).to_dict()
+        shared = plan.speed(Supernet(self.space), self.data, self.preset, request.recipe)
+        found = plan.search_with_shared_weights(
+            60 * c.minutes * plan.SEARCH_SHARE, self.space, shared,
+            plan.batch_size(request.recipe, len(self.data.train)), c.trials, c.top,
+        )  # fmt: skip
+        left = replace(
+            request, minutes=max(0.0, c.minutes - found.seconds / 60), seed_networks=c.top
+        )
         return plan.make(
-            request, self.data, speed, self.seed_spec, start["seed_ms"], start["budget_ms"]
-        ).to_dict()
+            left, self.data, speed, self.family_spec, plan.ABOVE * budget_ms, budget_ms
+        ).with_search(found).to_dict()  # fmt: skip
+
+    def search(self, start: dict[str, Any]) -> dict[str, Any]:
+        """Block-wise search for a little more than the budget; the best networks trained in full."""
+        assert self.space is not None
+        reward = Reward(form=self.config.reward, target_ms=plan.ABOVE * start["budget_ms"])
+        search = Search(
+            space=self.space, strategy=self.config.strategy, evaluator="supernet", reward=reward,
+            plan=self.plan.for_search(), recipe=self.plan.recipe(), seed=self.config.seed,
+        )  # fmt: skip
+        stage = Searching(
+            search, self.run.path, self.data, self.preset, self.table, start["seed_ms"], self.voice
+        )
+        found = self.run.stage("search", stage.run)
+        trained: dict[str, Any] = self.run.stage(
+            "training seed", lambda: searching.fully_trained(found, self.full_training, reward)
+        )
+        return trained
+
+    @property
+    def full_training(self) -> FullTraining:
+        """How a search's best networks are trained: as every network of the run."""
+        return FullTraining(
+            data=self.data, preset=self.preset, recipe=self.plan.recipe(),
+            steps=self.plan.train_steps, seed=self.config.seed, folder=self.run.path / "train",
+            voice=self.voice,
+        )  # fmt: skip
 
     # ---- networks
 
     def train(self, kind: str, spec: NetSpec, seed: int) -> lab.Entry:
         """A trained network with its label; taken up where it stopped."""
         label = spec.name if kind == "width" else kind
+        if kind == "seed" and self.searched is not None and seed == self.config.seed:
+            return lab.Entry(label=label, kind=kind, seed=seed, network=self.trained_seed())
         folder = self.run.path / "train" / f"{kind}-{seed}"
         weights = folder / "model.safetensors"
         if not weights.exists():
@@ -219,18 +293,21 @@ class _Chain:
 
     def trained_seed(self) -> Network:
         """The seed network after its training."""
+        if self.searched is not None:
+            best = self.searched["top"][self.searched["winner"]]
+            return self.full_training.network(best["label"], NetSpec.from_dict(best["spec"]))
         return load_network(self.run.path / "train" / f"seed-{self.config.seed}" / "model.safetensors")
 
-    def adapted(self, start: dict[str, Any]) -> NetSpec:
+    def adapted(self, seed_ms: float, budget_ms: float) -> NetSpec:
         """NetAdapt from the trained seed network down to the budget."""
         seed_network = self.trained_seed()
         settings = AdaptSettings(
-            target_ms=start["budget_ms"], margin=lab.MARGIN, delta=self.plan.delta, rule=self.config.rule
+            target_ms=budget_ms, margin=lab.MARGIN, delta=self.plan.delta, rule=self.config.rule
         )
         held = lab.held_out(self.data, self.plan.held_images, self.config.seed)
         tools = Tools(
             latency=self.table.predict,
-            confirm=lab.Confirm(seed_network, start["seed_ms"]),
+            confirm=lab.Confirm(seed_network, seed_ms),
             tune=lab.tuner(self.data, self.preset, self.plan.recipe(), self.plan.tune_steps),
             accuracy=lambda network: lab.accuracy(network, held, self.preset),
             images=len(held),
@@ -242,15 +319,15 @@ class _Chain:
         return replace(found.spec, name=f"{self.seed_spec.name}_adapted")
 
     def same_latency(self, final: NetSpec) -> dict[str, Any]:
-        """The seed network scaled by the width multiplier that comes nearest in measured latency."""
+        """The family's network by the width multiplier that comes nearest in measured latency."""
         goal = self.table.predict(final)
-        low, high = 5, 100  # percent; narrower below, wider above the goal
+        low, high = 5, WIDEST  # percent; narrower below, wider above the goal
         while high - low > 1:
             middle = (low + high) // 2
-            narrower = self.table.predict(self.seed_spec.width(middle / 100)) <= goal
+            narrower = self.table.predict(self.family_spec.width(middle / 100)) <= goal
             low, high = (middle, high) if narrower else (low, middle)
-        around = range(max(5, low - WIDTHS_AROUND), min(100, low + WIDTHS_AROUND) + 1)
-        near = list({s.id: s for s in (self.seed_spec.width(w / 100) for w in around)}.values())
+        around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
+        near = list({s.id: s for s in (self.family_spec.width(w / 100) for w in around)}.values())
         aim, *found = lab.measured([final, *near])
         best = min(range(len(near)), key=lambda i: abs(found[i].median_ms - aim.median_ms))
         return near[best].to_dict()
@@ -263,27 +340,30 @@ class _Chain:
         with self.run.timed("export and measure"):
             chosen = self.choose(entries)
             files = [export(e.network, self.data, self.preset, seed=self.config.seed) for e in entries]
-            blobs = [file.int8 for file in files] + [files[chosen].float32]
-            latencies = lab.side_by_side(blobs)
+            family = int8_for_timing(self.family_spec)
+            blobs = [family, *(file.int8 for file in files), files[chosen].float32]
+            of_family, *latencies, in_float = lab.side_by_side(blobs)
             found = [
                 lab.result(entry, file, latency, self.data, self.preset)
-                for entry, file, latency in zip(entries, files, latencies[:-1], strict=True)
+                for entry, file, latency in zip(entries, files, latencies, strict=True)
             ]
             names = lab.write_files(self.run.path, files[chosen])
             save_weights(entries[chosen].network, self.run.path / "model.safetensors")
-        budget_ms = self.budget.of(latencies[0].median_ms)
+        budget_ms = self.budget.of(of_family.median_ms)
         self.run.finish({
             "seed": self.config.seed,
             "budget_ms": budget_ms,
             "budget": self.config.latency,
             "data": lab.describe(self.data),
             "seed_spec": self.seed_spec.to_dict(),
+            "reference_spec": self.family_spec.to_dict(),
+            "search": self.searched,
             "final_spec": entries[chosen].network.spec.to_dict(),
             "plan": self.plan.to_dict(),
             "results": [row for row, _ in found],
             "final": {
                 **found[chosen][0],
-                "latency_float": latencies[-1].to_dict(),
+                "latency_float": in_float.to_dict(),
                 "confusion": found[chosen][1].confusion.tolist(),
                 "misclassified": lab.misclassified(found[chosen][1], self.data),
                 "files": names,
@@ -297,13 +377,22 @@ class _Chain:
 
     def choose(self, entries: list[lab.Entry]) -> int:
         """The adapted network that is best on the held-out images; never by the test set."""
-        mine = [i for i, e in enumerate(entries) if e.kind == "adapted"] or [0]
+        kinds = {entry.kind for entry in entries}
+        mine = [i for i, e in enumerate(entries)
+                if e.kind == ("adapted" if "adapted" in kinds else "seed")]  # fmt: skip
         return max(
             mine, key=lambda i: lab.accuracy(entries[i].network, self.data.holdout, self.preset)
         )
 
 
-def _seed_spec(config: DesignConfig, data: ClassificationData) -> NetSpec:
+def _space(config: DesignConfig, data: ClassificationData) -> Space | None:
+    """What is searched; ``None`` where the seed network is named."""
+    if config.seed_network != SEARCH:
+        return None
+    return nas.space(config.space).resolution(config.resolution).classes(len(data.classes))
+
+
+def _family_spec(config: DesignConfig, data: ClassificationData) -> NetSpec:
     spec = spec_of(config.seed_network).resolution(config.resolution).classes(len(data.classes))
     if config.weights is not None:  # the weights may want other padding and norm constants
         return network_for(spec, config.weights, seed=config.seed).spec

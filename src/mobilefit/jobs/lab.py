@@ -241,6 +241,25 @@ def describe(data: ClassificationData) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_unchanged(fingerprint: str, data: ClassificationData, path: Path) -> None:
+    """See that a resumed run has the images that it was begun with.
+
+    Raises:
+        InputError: it has not.
+    """
+    if fingerprint != data.fingerprint:
+        raise InputError(
+            f"the images of {data.name} changed since {path} was begun", "choose another --out"
+        )
+
+
+def tell_skipped(data: ClassificationData, voice: Voice) -> None:
+    """Say how many files were left out."""
+    if data.skipped:
+        first = data.skipped[0]
+        voice(f"{len(data.skipped)} bad image files are left out; the first: {first.path} ({first.why})")
+
+
 def misclassified(found: Evaluation, data: ClassificationData) -> list[dict[str, Any]]:
     """The surest mistakes on the test images, with pictures for the report."""
     wrong = np.flatnonzero(found.predictions != data.test.labels)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mobilefit import adapt, train
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset
+from mobilefit.device import units
 from mobilefit.jobs import lab
-from mobilefit.jobs.model import network_for
+from mobilefit.search import Space
+from mobilefit.search.search import BATCH
+from mobilefit.search.supernet import SCORE_IMAGES
 from mobilefit.train import Recipe
 
 DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
@@ -30,16 +37,40 @@ CUT = 1.3
 """About how much more than the least a NetAdapt step cuts, since widths go in steps of eight."""
 HELD_IMAGES = 2000
 ROW_SECONDS = 0.2
+SEARCHED_ROW_SECONDS = 0.13
+SEARCH_SHARE = 0.35
+"""Of the whole time, for a search in front of the rest."""
+ABOVE = 1.2
+"""A search aims at this times the budget: NetAdapt then has something to trim, as in the paper, where
+the seeds took about 80 ms and the finished network 66."""
+MOST_TRIALS = 8000
+"""About as many as MnasNet's search sampled."""
+FOCUS = 0.7
+"""About what part of the rows of random networks a search's networks have: it stops wandering."""
 FIXED_SECONDS = 20.0
 PROBE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What this machine does with the seed network, images a second."""
+    """What this machine does with a network, images a second."""
 
     training: float
     evaluation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """How long a search is."""
+
+    trials: int
+    warmup_steps: int = 0
+    """Of the shared weights along random paths, before the first trial."""
+    proxy_steps: int = 0
+    """Of each trial's own training, without shared weights."""
+    top: int = 1
+    """Networks that are fully trained at the end."""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +78,8 @@ class Request:
     """What the user said of the time; ``None`` is left to the plan."""
 
     minutes: float
+    seed_networks: int = 1
+    """Trained in full before NetAdapt begins with the best of them."""
     seeds: int
     delta: float | None
     tune_steps: int | None
@@ -71,6 +104,8 @@ class Plan:
     tune_steps: int
     held_images: int
     seconds: dict[str, float]
+    search: dict[str, Any] | None = None
+    """The search before all that: see :class:`SearchPlan`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -84,9 +119,9 @@ class Plan:
         """The plan in words."""
         what = {
             "table": "build the latency table of this machine",
-            "seed": f"train the seed network: {self.train_steps} steps of "
-                    f"{self.training['batch_size']}, "
-                    f"{self.epochs:.1f} epochs",
+            "search": self._search_told(),
+            "seed": f"{self._seeds_told()}: {self.train_steps} steps of "
+                    f"{self.training['batch_size']}, {self.epochs:.1f} epochs",
             "netadapt": f"NetAdapt: about {self.adapt_steps} steps of {self.proposals} proposals, each "
                         f"cutting {self.delta:.1%} or more and tuned for {self.tune_steps} steps",
             "final": "train the adapted network from scratch" + self._times(),
@@ -99,6 +134,29 @@ class Plan:
                      "Ctrl-C any time: the same command goes on")  # fmt: skip
         return "\n".join(lines)
 
+    def for_search(self) -> SearchPlan:
+        """The search's part."""
+        assert self.search is not None
+        return SearchPlan(**self.search)
+
+    def with_search(self, found: SearchPlan) -> Plan:
+        """The plan with a search after the table, and with its best networks as seed networks."""
+        before = {"table": self.seconds["table"], "search": found.seconds}
+        rest = {key: value for key, value in self.seconds.items() if key != "table"}
+        return replace(self, search=dataclasses.asdict(found), seconds=before | rest)
+
+    def _search_told(self) -> str:
+        if self.search is None:
+            return ""
+        found = self.for_search()
+        first = f"warm up shared weights for {found.warmup_steps} steps, then " * bool(found.warmup_steps)
+        return f"search for a seed network: {first}{found.trials} trials"
+
+    def _seeds_told(self) -> str:
+        if self.search is None:
+            return "train the seed network"
+        return f"train the best {top} of them" if (top := self.for_search().top) > 1 else "train the best"
+
     def _times(self) -> str:
         return f", {self.seeds} seeds" if self.seeds > 1 else ""
 
@@ -107,9 +165,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def speed(spec: NetSpec, data: ClassificationData, preset: Preset, recipe: Recipe) -> Speed:
-    """Time a few steps of the seed network and a few evaluations."""
-    network = network_for(spec, None)
+def speed(
+    network: nn.Module, data: ClassificationData, preset: Preset, recipe: Recipe
+) -> Speed:
+    """Time a few training steps of a network, which is spoilt, and a few evaluations."""
     batch = batch_size(recipe, len(data.train))
     short = replace(recipe, batch_size=batch, ema_decay=None)
     steps, seconds = 3, 0.0
@@ -117,9 +176,9 @@ def speed(spec: NetSpec, data: ClassificationData, preset: Preset, recipe: Recip
         found = train.fit(network, data.train, preset=preset, recipe=short, steps=steps)
         steps, seconds = 3 * steps, found.seconds
     images = lab.held_out(data, 4 * batch, 0)
-    lab.accuracy(network, images, preset)
+    train.logits_of(network, images, preset)
     began = time.perf_counter()
-    lab.accuracy(network, images, preset)
+    train.logits_of(network, images, preset)
     return Speed(
         training=found.images_per_second, evaluation=len(images) / (time.perf_counter() - began)
     )
@@ -138,7 +197,7 @@ def make(
     batch = batch_size(request.recipe, len(data.train))
     shrink = seed_ms > budget_ms
     step_seconds = batch / found.training
-    runs = 1 + 2 * NARROWER * request.seeds * shrink
+    runs = request.seed_networks + 2 * NARROWER * request.seeds * shrink
     export = (1 + 2 * request.seeds * shrink) * (5 + 4e-3 * seed_ms * len(data.test))
     groups = len(adapt.groups(spec))
     over = max(0.0, seed_ms - budget_ms) / seed_ms
@@ -176,5 +235,53 @@ def make(
         training=replace(request.recipe, batch_size=batch).to_dict(), train_steps=steps,
         epochs=steps / per_epoch, seeds=request.seeds, shrink=shrink, delta=delta,
         adapt_steps=adapt_steps(delta), proposals=groups, tune_steps=tune, held_images=held,
-        seconds={"table": table, "seed": one, **(shrinking if shrink else {}), "export": export},
+        seconds={"table": table, "seed": request.seed_networks * one, **(shrinking if shrink else {}), "export": export},
     )  # fmt: skip
+
+
+def search_with_shared_weights(
+    seconds: float, space: Space, found: Speed, batch: int, trials: int | None, top: int
+) -> SearchPlan:
+    """As many trials as fit, and as many steps along random paths before them.
+
+    Args:
+        found: the supernet's speed.
+        batch: images of a training step.
+        trials: as many and no more, whatever the time.
+    """
+    step = batch / found.training
+    score = SCORE_IMAGES / found.evaluation
+    return _most_trials(seconds, space, 2 * step + score, trials, lambda n, taken: SearchPlan(
+        trials=n, warmup_steps=n, top=top, seconds=taken,
+    ))  # fmt: skip
+
+
+def search_by_proxy(
+    seconds: float, space: Space, found: Speed, batch: int, trials: int | None, top: int,
+    proxy_steps: int, held_images: int, workers: int,
+) -> SearchPlan:  # fmt: skip
+    """As many trials of that many training steps each as fit."""
+    one = (proxy_steps * batch / found.training + held_images / found.evaluation) / workers
+    return _most_trials(seconds, space, one, trials, lambda n, taken: SearchPlan(
+        trials=n, proxy_steps=proxy_steps, top=top, seconds=taken,
+    ))  # fmt: skip
+
+
+def _most_trials(
+    seconds: float, space: Space, one: float, trials: int | None,
+    plan: Callable[[int, float], SearchPlan],
+) -> SearchPlan:  # fmt: skip
+    """The largest whole number of batches whose trials and latency rows fit the time, two at least."""
+    draw, rows, taken = random.Random(0), set[str](), 0.0
+    most = MOST_TRIALS if trials is None else trials
+    count = 0
+    while count < most:
+        if count < 1000:  # beyond, a random network's rows are all known
+            for _ in range(min(BATCH, most - count)):
+                rows |= {unit.key for unit in units(space.spec(space.random(draw.randrange)))}
+        more = min(count + BATCH, most)
+        needed = more * one + FOCUS * SEARCHED_ROW_SECONDS * len(rows)
+        if trials is None and needed > seconds and count >= 2 * BATCH:
+            break
+        count, taken = more, needed
+    return plan(count, taken)

@@ -1,0 +1,286 @@
+"""Block-wise search alone: images and a target latency in, a trained seed network out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mobilefit import report
+from mobilefit import search as nas
+from mobilefit.arch import NetSpec
+from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.device import LatencyTable
+from mobilefit.errors import InputError
+from mobilefit.jobs import lab, plan, searching
+from mobilefit.jobs.folder import RunFolder
+from mobilefit.jobs.options import option, parse_budget
+from mobilefit.jobs.plan import SearchPlan
+from mobilefit.jobs.searching import FullTraining, Search, Searching
+from mobilefit.nn import save_weights
+from mobilefit.progress import Voice
+from mobilefit.runs import write_atomic
+from mobilefit.search import Reward, SearchSettings, Space, Supernet
+from mobilefit.train import Recipe, evaluate, recipe
+
+TABULAR = "tabular"
+TABULAR_TRIALS = 2000
+TRAINING_SHARE = 0.35
+"""Of the time, for training the best networks fully."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Options of ``mobilefit search``."""
+
+    data: str = option(
+        help="folder of class folders, fashion-mnist, or tabular: a known table, no images",
+        argument=True,
+    )
+    latency: str = option(help="target of the int8 network here: 2ms, or 70% of the space's base network")
+    space: str = option("mobilenet_v3_small", help="mnasnet, mnasnet_a1, mobilenet_v3_small, or a space's .json")
+    strategy: str = option("rnn", help="rnn (LSTM controller, PPO), reinforce, evolution or random")
+    evaluator: Literal["supernet", "proxy"] = option(
+        "supernet", help="shared weights, or a short training of each network"
+    )
+    reward: str = option("absolute", help="absolute (aims at the target), soft, soft_small or hard")
+    trials: int | None = option(None, help="networks to try (default: by --minutes; tabular: 2000)")
+    resolution: int = option(96, help="side of the network's input, pixels")
+    minutes: float = option(30.0, help="about how long it may take")
+    proxy_steps: int = option(100, help="training steps of a trial of --evaluator proxy")
+    top: int = option(3, help="best networks that are trained fully at the end")
+    epochs: float | None = option(None, help="of each full training (default: by --minutes)")
+    recipe: str | None = option(None, help="how to train: fast, finetune, paper (default: fast)")
+    workers: int = option(1, help="proxy trials at a time, on Ray (pip install 'mobilefit[cluster]')")
+    cluster: str | None = option(None, help="address of a Ray cluster for the proxy's trials")
+    table: Path | None = option(None, help="latency table of this device, from an earlier run")
+    seed: int = option(0, help="of everything random")
+    out: Path | None = option(None, help="run folder (default: runs/search-...)")
+    quiet: bool = option(False, help="show no progress")
+
+
+def search(config: SearchConfig) -> dict[str, Any]:
+    """Search, or go on with the search; writes ``seed.json``, its weights, record and report.
+
+    Raises:
+        InputError: bad data, options, space or folder; a target that nothing in the space meets;
+            trials that fail one after the other for one reason.
+    """
+    budget = parse_budget(config.latency)
+    _check(config)
+    space = nas.space(config.space)
+    run = RunFolder(config.out or default_out(config), "search", config)
+    voice = Voice(quiet=config.quiet)
+    if run.finished:
+        voice(f"{run.path} holds this run, finished; delete the folder to run it again")
+    elif config.data == TABULAR:
+        if budget.milliseconds is None:
+            raise InputError("a table has no base network to take a part of", "write --latency 75ms")
+        _tabular(config, space, Reward(form=config.reward, target_ms=budget.milliseconds), run, voice)
+    else:
+        data = load(config.data, seed=config.seed)
+        _Run(config, space, run, data, voice).run_all()
+    return _closing(run)
+
+
+def default_out(config: SearchConfig) -> Path:
+    """A folder that the same command finds again."""
+    share = config.latency.replace("%", "pct").replace("/", "_")
+    words = [Path(config.data).name, Path(config.space).stem, config.strategy, share]
+    return Path("runs") / ("search-" + "-".join(words))
+
+
+def _check(config: SearchConfig) -> None:
+    lab.check_positive(
+        resolution=config.resolution, minutes=config.minutes, trials=config.trials, top=config.top,
+        epochs=config.epochs, proxy_steps=config.proxy_steps, workers=config.workers,
+    )  # fmt: skip
+    Reward(form=config.reward, target_ms=1.0)
+    nas.strategy(config.strategy, (2,), 0)
+    if config.recipe is not None:
+        recipe(config.recipe)
+    if config.evaluator != "proxy" and (config.workers > 1 or config.cluster):
+        raise InputError(
+            "--workers and --cluster spread the proxy's trials; shared weights are one training",
+            "add --evaluator proxy",
+        )
+    own_table = (config.out or default_out(config)) / lab.TABLE
+    if config.table is not None and not own_table.exists():  # a resumed run has its copy
+        LatencyTable.load(config.table)
+
+
+def _tabular(
+    config: SearchConfig, space: Space, reward: Reward, run: RunFolder, voice: Voice
+) -> None:
+    """A search in a table of known accuracy and latency, whose best network is known."""
+    table = nas.Tabular(space)
+    fastest = table.fastest()
+    if fastest > reward.target_ms:
+        raise InputError(
+            f"no network of the space '{space.name}' meets {reward.target_ms:.4g} ms in the table: "
+            f"the nearest takes {fastest:.4g} ms",
+            "raise --latency, or widen the space: fewer layers, smaller filters",
+        )
+    trials = config.trials or TABULAR_TRIALS
+    evaluator = nas.Known(lambda tokens: table.evaluate(tokens)[0])
+    with run.timed("search"):
+        found = nas.search(
+            space, nas.strategy(config.strategy, space.sizes, config.seed), evaluator,
+            lambda specs: [table.evaluate(space.tokens(spec))[1] for spec in specs], reward,
+            SearchSettings(strategy=config.strategy, trials=trials, seed=config.seed),
+            run.path / searching.FOLDER, label=voice.label("search"),
+        )  # fmt: skip
+    tokens, optimal = table.optimum(reward)
+    best = nas.best_by_network(found.log.good())
+    top = [
+        {"label": f"search_{place}", "spec": space.spec(row["tokens"]).to_dict(),
+         "spec_id": row["spec_id"], "trial": row["number"], "proxy_accuracy": row["accuracy"],
+         "predicted_ms": row["latency_ms"]}
+        for place, row in enumerate(best[: config.top], 1)
+    ]  # fmt: skip
+    write_atomic(run.path / "seed.json", space.spec(best[0]["tokens"]).to_json() + "\n")
+    run.finish({
+        "seed": config.seed, "budget_ms": reward.target_ms, "data": {"name": TABULAR},
+        "best_reward": best[0]["reward"], "optimal_reward": optimal,
+        "final_spec": top[0]["spec"],
+        "search": {
+            "space": space.name, "strategy": config.strategy, "evaluator": evaluator.name,
+            "reward": reward.form, "target_ms": reward.target_ms, "trials": trials,
+            "failed": 0, "distinct": len(best), "best_reward": best[0]["reward"],
+            "optimal_reward": optimal, "optimum": space.spec(tokens).to_dict(), "top": top,
+            "winner": 0,
+            "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
+        },
+    })  # fmt: skip
+    report.write_report(run.path)
+
+
+class _Run:
+    """The stages of a search on images; each is done once, whatever interrupts the run."""
+
+    def __init__(
+        self, config: SearchConfig, space: Space, run: RunFolder, data: ClassificationData, voice: Voice
+    ) -> None:
+        self.config, self.run, self.data, self.voice = config, run, data, voice
+        self.space = space.resolution(config.resolution).classes(len(data.classes))
+        self.preset: Preset = data.preset(config.resolution)
+        self.table = lab.OpenTable(run.path / lab.TABLE, config.table)
+        self.recipe: Recipe = lab.recipe_for(config.recipe, None, data)
+
+    def run_all(self) -> None:
+        """Everything, and the record at the end."""
+        start = self.run.stage("start", self.start)
+        lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
+        planned = self.run.stage("plan", lambda: self.make_plan(start["target_ms"]))
+        self.voice(planned["told"])
+        found = SearchPlan(**planned["search"])
+        reward = Reward(form=self.config.reward, target_ms=start["target_ms"])
+        with self.run.timed("table"):
+            self.table.fitted(self.space.base, self.voice)
+        search = Search(
+            space=self.space, strategy=self.config.strategy, evaluator=self.config.evaluator,
+            reward=reward, plan=found, recipe=replace(self.recipe, batch_size=planned["batch"]),
+            seed=self.config.seed, workers=self.config.workers, cluster=self.config.cluster,
+        )  # fmt: skip
+        stage = Searching(
+            search, self.run.path, self.data, self.preset, self.table, start["base_ms"], self.voice
+        )
+        searched = self.run.stage("search", stage.run)
+        training = FullTraining(
+            data=self.data, preset=self.preset,
+            recipe=replace(self.recipe, batch_size=planned["batch"]), steps=planned["train_steps"],
+            seed=self.config.seed, folder=self.run.path / "train", voice=self.voice,
+        )  # fmt: skip
+        searched = self.run.stage(
+            "training", lambda: searching.fully_trained(searched, training, reward)
+        )
+        self.finish(searched, training, start)
+
+    def start(self) -> dict[str, Any]:
+        """Measure the base network, and see that the space can meet the target."""
+        base_ms = lab.measured([self.space.base])[0].median_ms
+        target_ms = parse_budget(self.config.latency).of(base_ms)
+        searching.check_space(self.space, target_ms)
+        lab.tell_skipped(self.data, self.voice)
+        return {"fingerprint": self.data.fingerprint, "base_ms": base_ms, "target_ms": target_ms}
+
+    def make_plan(self, target_ms: float) -> dict[str, Any]:
+        """Divide the time between the search and the full trainings."""
+        c = self.config
+        batch = plan.batch_size(self.recipe, len(self.data.train))
+        network = Supernet(self.space, c.seed)
+        found = plan.speed(network, self.data, self.preset, self.recipe)
+        seconds = 60 * c.minutes * (1 - TRAINING_SHARE)
+        if c.evaluator == "supernet":
+            search = plan.search_with_shared_weights(
+                seconds, self.space, found, batch, c.trials, c.top
+            )
+        else:
+            search = plan.search_by_proxy(
+                seconds, self.space, found, batch, c.trials, c.top, c.proxy_steps,
+                searching.HELD_IMAGES, c.workers,
+            )  # fmt: skip
+        per_epoch = max(1, len(self.data.train) // batch)
+        left = max(0.0, 60 * c.minutes - search.seconds) / c.top
+        steps = max(20, min(plan.MOST_EPOCHS * per_epoch, int(left * found.training / batch)))
+        if c.epochs is not None:
+            steps = max(1, round(c.epochs * per_epoch))
+        training = c.top * steps * batch / found.training
+        told = (
+            f"1. search {self.space.size:.2g} networks of '{self.space.name}' for {target_ms:.4g} ms: "
+            f"{search.trials} trials ({search.seconds / 60:.0f} min)\n"
+            f"2. train the best {c.top} for {steps / per_epoch:.1f} epochs ({training / 60:.0f} min)\n"
+            f"in {self.run.path}; Ctrl-C any time: the same command goes on"
+        )
+        return {"search": vars(search), "batch": batch, "train_steps": steps, "told": told}
+
+    def finish(
+        self, searched: dict[str, Any], training: FullTraining, start: dict[str, Any]
+    ) -> None:
+        """The winner's files, the record, the report."""
+        spec, entry = searching.winner(searched), searched["top"][searched["winner"]]
+        network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]))
+        found = evaluate(network, self.data.test, self.preset)
+        network.spec = spec
+        write_atomic(self.run.path / "seed.json", spec.to_json() + "\n")
+        save_weights(network, self.run.path / "model.safetensors")
+        self.table.ensure([spec, self.space.base])
+        cost = spec.cost()
+        row = {
+            "label": spec.name, "kind": "seed", "seed": self.config.seed,
+            "latency": {"median_ms": entry["measured_ms"]}, "accuracy_float": found.top1,
+            "params": cost.params, "madds": cost.madds, "spec_id": spec.id,
+        }  # fmt: skip
+        self.run.finish({
+            "seed": self.config.seed, "budget_ms": start["target_ms"], "budget": self.config.latency,
+            "data": lab.describe(self.data), "search": searched, "recipe": training.recipe.to_dict(),
+            "best_reward": searched["best_reward"], "final_spec": spec.to_dict(),
+            "reference_spec": self.space.base.to_dict(), "results": [row],
+            "final": {**row, "confusion": found.confusion.tolist(),
+                      "misclassified": lab.misclassified(found, self.data)},
+            "layers": {"before": self.table.layer_rows(self.space.base),
+                       "after": self.table.layer_rows(spec)},
+        })  # fmt: skip
+        report.write_report(self.run.path)
+
+
+def _closing(run: RunFolder) -> dict[str, Any]:
+    record = run.record()
+    found = record["search"]
+    best = found["top"][found["winner"]]
+    if record.get("optimal_reward"):
+        share = record["best_reward"] / record["optimal_reward"]
+        print(f"best reward {record['best_reward']:.4f}, {share:.1%} of the optimal "
+              f"{record['optimal_reward']:.4f}: {best['proxy_accuracy']:.2%} at "
+              f"{best['predicted_ms']:.2f} ms")  # fmt: skip
+    else:
+        for place, entry in enumerate(found["top"]):
+            mark = "*" if place == found["winner"] else " "
+            print(f"{mark} {entry['label']}  {entry['measured_ms']:.4f} ms "
+                  f"(predicted {entry['predicted_ms']:.4f})  {entry['full_accuracy']:.2%} held out, "
+                  f"{entry['proxy_accuracy']:.2%} in the search")  # fmt: skip
+        print(f"{record['final']['accuracy_float']:.2%} on the test images")
+        print(run.path / "model.safetensors")
+    print(f"design with it: --seed-network {run.path / 'seed.json'}")
+    print(run.path / "report.html")
+    return record

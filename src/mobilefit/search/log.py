@@ -1,0 +1,121 @@
+"""The log of a search's trials: append-only, crash-safe, resumable.
+
+``trials.jsonl`` begins with a row that says which search it is; then comes a row for each trial, in
+the order in which they ended. A row cut short by a crash is left out when reading. A search that
+goes on from an earlier point than its log's end says so in a row of its own, which voids the trials
+from there on; nothing is ever taken out of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mobilefit.errors import InputError
+from mobilefit.runs import append_jsonl, read_jsonl
+
+NAME = "trials.jsonl"
+_FIELDS = ("number", "tokens", "spec_id", "latency_ms", "accuracy", "reward", "error")
+
+Row = dict[str, Any]
+
+
+class TrialLog:
+    """A search's log on disk, and its rows by trial number.
+
+    Args:
+        folder: made if it is not there.
+        heading: the search that it is of; what is there must begin with the same.
+
+    Raises:
+        InputError: the file is another search's (says what differs), or not a log.
+    """
+
+    def __init__(self, folder: Path, heading: Row) -> None:
+        self.path = folder / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[int, Row] = {}
+        found = read_jsonl(self.path)
+        if found:
+            self._check(found[0], heading)
+            for number, row in enumerate(found[1:], 2):
+                self._take(row, number)
+        else:
+            append_jsonl(self.path, {"event": "space", **heading})
+
+    def _check(self, first: Any, heading: Row) -> None:
+        if not isinstance(first, dict) or first.get("event") != "space":
+            raise InputError(f"{self.path} is not the log of a search", _ELSEWHERE)
+        differing = [
+            f"{key} {_short(first.get(key))} there, {_short(value)} now"
+            for key, value in heading.items()
+            if first.get(key) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{self.path} is the log of another search: " + "; ".join(differing[:3]), _ELSEWHERE
+            )
+
+    def _take(self, row: Any, line: int) -> None:
+        event = row.get("event") if isinstance(row, dict) else None
+        if event == "resumed" and isinstance(row.get("from"), int):
+            self.rows = {n: kept for n, kept in self.rows.items() if n < row["from"]}
+        elif event == "trial" and all(name in row for name in _FIELDS):
+            before = self.rows.get(row["number"])
+            if before is not None and before["accuracy"] is not None:  # a failed one is tried again
+                raise InputError(
+                    f"{self.path}, row {line}: trial {row['number']} is there twice", _ELSEWHERE
+                )
+            self.rows[row["number"]] = row
+        else:
+            raise InputError(f"{self.path}, row {line}: not a row of a search's log", _ELSEWHERE)
+
+    def add(self, row: Row) -> None:
+        """Append a trial."""
+        row = {"event": "trial", **row}  # as it is when read again
+        append_jsonl(self.path, row)
+        self.rows[row["number"]] = row
+
+    def void_from(self, number: int) -> None:
+        """The trials from this one on will be done again."""
+        if any(known >= number for known in self.rows):
+            append_jsonl(self.path, {"event": "resumed", "from": number})
+            self.rows = {n: row for n, row in self.rows.items() if n < number}
+
+    def in_order(self) -> list[Row]:
+        """The trials by number."""
+        return [self.rows[number] for number in sorted(self.rows)]
+
+    def good(self) -> list[Row]:
+        """The trials that did not fail, by number."""
+        return [row for row in self.in_order() if row["accuracy"] is not None]
+
+    def failures(self) -> Counter[str]:
+        """How many trials failed, by cause."""
+        return Counter(str(row["error"]) for row in self.rows.values() if row["accuracy"] is None)
+
+
+_ELSEWHERE = "use another output folder, or delete that file to start anew"
+
+
+def _short(value: Any) -> str:
+    text = value.get("name", "") if isinstance(value, dict) else value
+    return f"{text!r}"[:60]
+
+
+def best_by_network(rows: list[Row]) -> list[Row]:
+    """One row for each network, its last one, best reward first."""
+    latest = {row["spec_id"]: row for row in rows if row["accuracy"] is not None}
+    return sorted(latest.values(), key=lambda row: (-row["reward"], row["number"]))
+
+
+def pareto(rows: list[Row]) -> list[Row]:
+    """The networks that no other one beats in both accuracy and latency, fastest first."""
+    front, best = [], -math.inf
+    for row in sorted(best_by_network(rows), key=lambda row: (row["latency_ms"], -row["accuracy"])):
+        if row["accuracy"] > best:
+            front.append(row)
+            best = row["accuracy"]
+    return front
