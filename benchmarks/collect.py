@@ -1,7 +1,8 @@
-"""Keep what a design run found as data: ``python -m benchmarks.collect RUN results/design/NAME``.
+"""Keep what a run found as data: ``python -m benchmarks.collect RUN results/design/NAME``.
 
-The record without the pictures of test images (they belong to the data set), the log of NetAdapt's
-steps, the training curves, and the summary as text.
+Of a design or a search: the record without the pictures of test images (they belong to the data
+set), the logs of the search's trials and of NetAdapt's steps, the training curves, and the summary
+as text.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ def collect(run: Path, target: Path) -> None:
     """Copy the records of ``run`` into the new or old folder ``target``."""
     name = f"runs/{target.name}"
     record = json.loads(json.dumps(read_json(run / "record.json")).replace(str(run), name))
-    record["final"].pop("misclassified", None)
+    record.get("final", {}).pop("misclassified", None)
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "record.json", record)
     steps = read_jsonl(run / "netadapt" / "netadapt.jsonl")
     logs = {"netadapt.jsonl": steps} if steps else {}
+    if trials := read_jsonl(run / "search" / "trials.jsonl"):
+        logs["trials.jsonl"] = trials
     for path in sorted(run.glob("train/*/metrics.jsonl")):
         logs[f"train-{path.parent.name}.jsonl"] = read_jsonl(path)
     for name, rows in logs.items():
@@ -33,7 +36,7 @@ def collect(run: Path, target: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Keep what a design run found as data.")
+    parser = argparse.ArgumentParser(description="Keep what a run found as data.")
     parser.add_argument("run", type=Path, help="a finished run's folder")
     parser.add_argument("target", type=Path, help="such as results/design/fashion_mnist_48")
     arguments = parser.parse_args()

@@ -29,6 +29,7 @@ from mobilefit.jobs.info import InfoConfig
 from mobilefit.jobs.predict import PredictConfig
 from mobilefit.jobs.quantize import QuantizeConfig
 from mobilefit.jobs.report import ReportConfig
+from mobilefit.jobs.search import SearchConfig
 from mobilefit.jobs.train import TrainConfig
 
 every_verb = pytest.mark.parametrize("verb", VERBS)
@@ -89,6 +90,10 @@ CONFIGS: dict[str, Config] = {
         data=str(w.images), latency="60%", seed_network=str(w.spec), resolution=32, epochs=1.0,
         delta=0.05, tune_steps=2, out=done,
     ),
+    "search": lambda w, out, done: SearchConfig(
+        data=str(w.images), latency="90%", space=str(w.space), resolution=32, trials=4, top=2,
+        epochs=1.0, out=out,
+    ),
     "info": lambda w, out, done: InfoConfig(model=str(w.spec), width=0.5),
     "train": lambda w, out, done: TrainConfig(
         data=str(w.images), model=str(w.spec), resolution=32, steps=3, batch_size=16, seed=3, out=out
@@ -114,6 +119,8 @@ CONFIGS: dict[str, Config] = {
 
 WRITES: dict[str, set[str]] = {
     "train": {"config.json", "record.json", "metrics.jsonl", "model.safetensors", "report.html"},
+    "search": {"config.json", "record.json", "seed.json", "model.safetensors", "report.html",
+               "search/trials.jsonl", "latency_table.json"},
     "adapt": {"record.json", "adapted.json", "model.safetensors", "latency_table.json",
               "netadapt/netadapt.jsonl"},
     "quantize": {"small.tflite"},

@@ -30,6 +30,17 @@ SPEC = NetSpec(
     ),
     head=ClassifierHead(num_classes=3),
 )
+SPACE: dict[str, Any] = {
+    "name": "small",
+    "base": SPEC.to_dict(),
+    "rows": [1, 3],
+    "blocks": [
+        {"stride": 2, "op": ["mbconv2", "mbconv4"], "kernel": [3, 5], "filters": [16, 24], "layers": [1, 2]},
+        {"stride": 2, "op": ["mbconv3"], "kernel": [3], "se": ["none", "v3"], "filters": [32, 40],
+         "layers": [1, 2], "act": ["relu", "hard_swish"]},
+    ],
+}  # fmt: skip
+"""2^8 networks around the tiny one's first row."""
 CLASSES = ("blue", "green", "red")
 
 
@@ -103,6 +114,7 @@ class World:
 
     images: Path
     spec: Path
+    space: Path
     weights: Path
     float32: Path
     int8: Path
@@ -114,6 +126,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     images = make_images(root / "shades")
     spec = root / "tiny.json"
     spec.write_text(SPEC.to_json())
+    space = root / "space.json"
+    space.write_text(json.dumps(SPACE))
     with pytest.MonkeyPatch.context() as patch:
         hold_steady(patch.setattr)
         trained, exported = root / "trained", root / "exported"
@@ -121,7 +135,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
                    "--epochs", 4, "--out", trained, "--quiet") == 0  # fmt: skip
         assert run("export", trained / "model.safetensors", images, "--out", exported) == 0
     return World(
-        images=images, spec=spec, weights=trained / "model.safetensors",
+        images=images, spec=spec, space=space, weights=trained / "model.safetensors",
         float32=exported / "model_float32.tflite", int8=exported / "model_int8.tflite",
     )  # fmt: skip
 

@@ -51,8 +51,8 @@ class SearchConfig:
     top: int = option(3, help="best networks that are trained fully at the end")
     epochs: float | None = option(None, help="of each full training (default: by --minutes)")
     recipe: str | None = option(None, help="how to train: fast, finetune, paper (default: fast)")
-    workers: int = option(1, help="proxy trials at a time, on Ray (pip install 'mobilefit[cluster]')")
-    cluster: str | None = option(None, help="address of a Ray cluster for the proxy's trials")
+    workers: int = option(1, help="proxy trials at a time here, on Ray (pip install 'mobilefit[cluster]')")
+    cluster: str | None = option(None, help="HOST:PORT of a Ray cluster, or auto: as many proxy trials at a time as it has room for")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
     seed: int = option(0, help="of everything random")
     out: Path | None = option(None, help="run folder (default: runs/search-...)")
@@ -104,6 +104,8 @@ def _check(config: SearchConfig) -> None:
             "--workers and --cluster spread the proxy's trials; shared weights are one training",
             "add --evaluator proxy",
         )
+    if config.workers > 1 and config.cluster:
+        raise InputError("--workers counts trials on this machine, --cluster has room for its own", "give one of them")
     own_table = (config.out or default_out(config)) / lab.TABLE
     if config.table is not None and not own_table.exists():  # a resumed run has its copy
         LatencyTable.load(config.table)

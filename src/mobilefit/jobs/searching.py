@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,16 +67,16 @@ class Searching:
     def run(self) -> dict[str, Any]:
         """Search, score the best again, measure the very best: the record's part, plain JSON values."""
         s = self.search
-        evaluator = self.evaluator()
-        found = nas.search(
-            s.space, nas.strategy(s.strategy, s.space.sizes, s.seed), evaluator, self.latencies,
-            s.reward, SearchSettings(strategy=s.strategy, trials=s.plan.trials, seed=s.seed),
-            self.folder, label=self.voice.label("search"),
-        )  # fmt: skip
-        rows = found.log.good()
-        if not rows:
-            raise InputError(f"no trial of the search succeeded: see {found.log.path}")
-        best = self.rescored(evaluator, nas.best_by_network(rows)[:RESCORED])
+        with contextlib.closing(self.evaluator()) as evaluator:
+            found = nas.search(
+                s.space, nas.strategy(s.strategy, s.space.sizes, s.seed), evaluator, self.latencies,
+                s.reward, SearchSettings(strategy=s.strategy, trials=s.plan.trials, seed=s.seed),
+                self.folder, label=self.voice.label("search"),
+            )  # fmt: skip
+            rows = found.log.good()
+            if not rows:
+                raise InputError(f"no trial of the search succeeded: see {found.log.path}")
+            best = self.rescored(evaluator, nas.best_by_network(rows)[:RESCORED])
         top = self.measured(best[: max(1, s.plan.top)])
         return {
             "space": s.space.name, "strategy": s.strategy, "evaluator": s.evaluator,

@@ -81,7 +81,7 @@ def svg(figure: Figure, name: str) -> bytes:
 
 def legend_below(figure: Figure, named: Mapping[str, Any]) -> None:
     """The figure's legend, of handles by name, in rows that stay within its width."""
-    columns = len(named) if len(named) <= 4 else 3
+    columns = {4: 2}.get(len(named), min(3, len(named)))
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns or 1)
 
 

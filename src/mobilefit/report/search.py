@@ -191,11 +191,11 @@ def _draw_winner(axis: Axes, winner: Row | None) -> None:
 def agreement_figure(found: Row) -> bytes | None:
     """Predicted against measured latency, and accuracy in the search against full training's.
 
-    Of the best networks; ``None`` where neither is known. Accuracies are drawn of two or more.
+    Of the best networks, where there are two or more; else ``None``.
     """
     latencies, accuracies = trials.latencies(found), trials.accuracies(found)
     panels = []
-    if latencies:
+    if len(latencies) > 1:
         panels.append((latencies, "predicted latency (ms)", "measured latency (ms)", True))
     if len(accuracies) > 1:
         panels.append((accuracies, "accuracy in the search (%)", "accuracy, fully trained (%)", False))

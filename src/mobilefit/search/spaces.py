@@ -50,7 +50,8 @@ def _v3_small() -> Space:
     """V3-Small's five stages with h-swish, its stem and its redesigned last stage as choices.
 
     Inverted bottlenecks alone: no released network has MnasNet's full convolutions or pooling skips,
-    and shared weights learn many times faster where all forms of a layer are parts of one. The widths are about 0.75, 1 and 1.25 of V3-Small's, moved apart where 40 and 48 would overlap.
+    and shared weights learn many times faster where all forms of a layer are parts of one. The widths
+    are about 0.75, 1 and 1.25 of V3-Small's, moved apart where 40 and 48 would overlap.
     """
     base = spec("mobilenet_v3_small")
     both: tuple[Activation, ...] = ("relu", "hard_swish")
