@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mobilefit.arch import NetSpec
-from mobilefit.data import AUGMENTS, ImageSet, Preset, batch_count, batches
+from mobilefit.data import ImageSet, Preset, batch_count, batches
 from mobilefit.nn import Network
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
 from mobilefit.search.space import CHOICES, Space
 from mobilefit.search.strategy import Tokens
-from mobilefit.train import Recipe, Stepper, fit, recalibrate_bn
+from mobilefit.train import Recipe, Stepper, fit
 
 SKELETONS = 512
 """Networks without weights that are kept for the next time."""
@@ -340,14 +340,3 @@ class SharedWeights(Evaluator):
         self._begin()
         assert self._stepper is not None
         self._stepper.load_state_dict(dict(state))
-
-
-def recalibrated(
-    network: Network, train_set: ImageSet, preset: Preset, recipe: Recipe, count: int = 20
-) -> Network:
-    """An extracted network with statistics of ``count`` training batches."""
-    found = batches(
-        train_set, preset, recipe.batch_size, train=True, augment=AUGMENTS[recipe.augment]
-    )
-    recalibrate_bn(network, (images for images, _ in itertools.islice(found, count)))
-    return network
