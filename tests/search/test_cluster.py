@@ -65,8 +65,8 @@ def test_a_search_finds_the_same_with_two_workers_as_with_none(two_cpus: None, t
         )  # fmt: skip
         return [{k: v for k, v in row.items() if k != "seconds"} for row in found.log.in_order()]
 
-    here = log(Proxy(small.task()), "here")
-    there = log(ProxyOnRay(small.task(), workers=2), "there")
+    here = log(Proxy(small.task(steps=45)), "here")
+    there = log(ProxyOnRay(small.task(steps=45), workers=2), "there")
     assert there == here
     assert len({row["accuracy"] for row in here}) > 2 and len(here) == 12
 
