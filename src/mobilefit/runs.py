@@ -72,8 +72,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, hint: str | None = "delete it to start anew") -> Any:
     """Read a JSON file.
+
+    Args:
+        hint: what to do about one that is not JSON: the usual one is for files of a run.
 
     Raises:
         InputError: the file is missing, unreadable or not JSON.
@@ -83,7 +86,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}", "delete it to start anew") from error
+        raise InputError(f"{path} is not valid JSON: {error}", hint) from error
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

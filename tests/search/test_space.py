@@ -239,3 +239,15 @@ def test_a_missing_file_and_one_that_is_not_json(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"torn\.json is not valid JSON"):
         space(str(path))
+
+
+def test_a_row_after_the_blocks_keeps_its_ratio_whatever_they_end_with() -> None:
+    """MobileNetV2's last row is 6 x 160; no width of the space is the middle one of its options."""
+    made = Space.from_dict({
+        "name": "end", "base": "mobilenet_v2", "rows": [1, 16],
+        "blocks": [{"stride": 2, "op": ["mbconv6"], "kernel": [3], "filters": [120, 176], "layers": [1]}],
+    })  # fmt: skip
+    for token, width in enumerate((120, 176)):
+        last = made.spec((token,)).blocks[-1]
+        assert (last.expand, last.out) == (6 * width, 320)
+        assert made.tokens(made.spec((token,))) == (token,)

@@ -195,11 +195,11 @@ class NetSpec:
         blocks = fields.get("blocks", ())
         if not isinstance(blocks, (list, tuple)):
             raise InputError("spec field 'blocks' is not a list of rows")
-        fields["blocks"] = tuple(_make(Block, b, f"blocks.{i}") for i, b in enumerate(blocks))
+        fields["blocks"] = tuple(from_mapping(Block, b, f"blocks.{i}") for i, b in enumerate(blocks))
         for name, kind in _PARTS.items():
             if name in fields and (name, fields[name]) != ("last", None):
-                fields[name] = _make(kind, fields[name], name)
-        made: NetSpec = _make(cls, fields, "spec")
+                fields[name] = from_mapping(kind, fields[name], name)
+        made: NetSpec = from_mapping(cls, fields, "spec")
         return made
 
     @classmethod
@@ -217,8 +217,12 @@ class NetSpec:
 _PARTS = {"stem": Conv, "last": Conv, "head": ClassifierHead, "norm": BatchNorm}
 
 
-def _make(kind: Any, value: Any, where: str) -> Any:
-    """Build a dataclass from a mapping; unknown and missing fields are errors."""
+def from_mapping(kind: Any, value: Any, where: str) -> Any:
+    """Build a dataclass from a mapping, as JSON gives it.
+
+    Raises:
+        InputError: it is no mapping, or a field is unknown (with the nearest name) or missing.
+    """
     if not isinstance(value, Mapping):
         raise InputError(f"spec field '{where}' is not an object")
     known = {field.name: field for field in dataclasses.fields(kind)}

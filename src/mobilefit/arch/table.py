@@ -57,7 +57,6 @@ def _head_rows(spec: NetSpec, number: int, size: int, inputs: int) -> Iterator[t
 
 
 def _operator(row: Conv | Block) -> str:
-    if isinstance(row, Conv) or row.op == "conv":
-        return f"conv2d {row.kernel}x{row.kernel}"
-    names = {"inverted": "bneck", "fused": "fused bneck", "separable": "separable"}
-    return f"{names[row.op]} {row.kernel}x{row.kernel}"
+    names = {"conv": "conv2d", "inverted": "bneck", "fused": "fused bneck", "separable": "separable"}
+    op, skip = ("conv", "identity") if isinstance(row, Conv) else (row.op, row.skip)
+    return f"{names[op]} {row.kernel}x{row.kernel}" + (", pool skip" if skip == "pool" else "")

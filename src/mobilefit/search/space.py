@@ -18,15 +18,17 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mobilefit import arch
 from mobilefit.arch import Block, Conv, NetSpec
-from mobilefit.arch.spec import Activation, Skip
+from mobilefit.arch.spec import Activation, Skip, from_mapping
 from mobilefit.errors import InputError, did_you_mean, unknown
+from mobilefit.runs import read_json
+from mobilefit.search.strategy import Tokens
 
-Tokens = tuple[int, ...]
 SE = Literal["none", "v3", "mnasnet"]
 CHOICES = ("op", "kernel", "se", "skip", "filters", "layers", "act")
 """The decisions of a block, in the order of the tokens; one with a single option takes no token."""
@@ -67,12 +69,12 @@ class Stem:
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """What follows the searched blocks: more rows, the last convolution, the hidden layer.
-
-    A row's expansion keeps its ratio to its input, which is the width that the base network has there.
-    """
+    """What follows the searched blocks: more rows, the last convolution, the hidden layer."""
 
     rows: tuple[Block, ...] = ()
+    inputs: int | None = None
+    """Width before the first row that its expansion is written for: the expansion keeps its ratio to
+    that, whatever width the searched blocks end with. ``None``: it stays as it is."""
     last: Conv | None = None
     hidden: int | None = None
     act: Activation = "none"
@@ -154,6 +156,10 @@ class Space:
                 taken.setdefault(f"blocks.{index}.{choice}", getattr(block, choice)[0])
         return {"stem": 0, "tail": 0} | taken
 
+    def taking(self, values: Mapping[str, Any]) -> Tokens:
+        """The tokens that take these values, by the decisions' names: the inverse of :meth:`chosen`."""
+        return tuple(d.options.index(values[d.name]) for d in self.decisions)
+
     def spec(self, tokens: Sequence[int]) -> NetSpec:
         """The network of these tokens.
 
@@ -173,7 +179,7 @@ class Space:
             made = _layers(form, block.stride, width)
             rows += made
             width = made[-1].out
-        rows += _tail_rows(tail, self._tail_input, width)
+        rows += _tail_rows(tail, width)
         head = replace(self.base.head, hidden=tail.hidden, act=tail.act)
         return replace(
             self.base, name=name, stem=stem.conv, blocks=tuple(rows), last=tail.last, head=head
@@ -192,7 +198,7 @@ class Space:
                 if taken is None:
                     continue
                 taken |= {"stem": stem_index, "tail": tail_index}
-                tokens = tuple(d.options.index(taken[d.name]) for d in self.decisions)
+                tokens = self.taking(taken)
                 if self._built(tokens, spec.name) == spec:
                     return tokens
         raise InputError(f"network '{spec.name}' is not in the space '{self.name}'")
@@ -239,12 +245,6 @@ class Space:
             found += [(f"blocks.{index}", i) for i in range(taken[f"blocks.{index}.layers"])]
         tail = taken["tail"]
         return found + [(f"tail.{tail}", i) for i in range(len(self.tails[tail].rows))]
-
-    @property
-    def _tail_input(self) -> int:
-        """Width that the tails' expansions are written for: the middle option of the last block."""
-        filters = self.blocks[-1].filters
-        return sorted(filters)[(len(filters) - 1) // 2]
 
     def _check(self, tokens: Sequence[int]) -> None:
         if len(tokens) != len(self.sizes):
@@ -298,12 +298,7 @@ class Space:
         Raises:
             InputError: it is missing, not JSON, or not legal.
         """
-        try:
-            value = json.loads(path.read_text())
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON: {error}") from error
+        value = read_json(path, hint=None)
         if not isinstance(value, dict):
             raise InputError(f"{path} is not a space: the JSON is not an object")
         try:
@@ -357,13 +352,13 @@ def _later_expand(row: Block, first: Block) -> int | None:
     return row.expand if row.expand is not None and row.expand % row.out == 0 else -1
 
 
-def _tail_rows(tail: Tail, written_for: int, inputs: int) -> Iterator[Block]:
-    for row in tail.rows:
-        expand = row.expand
-        if expand is not None and expand % written_for == 0:
-            expand = expand // written_for * inputs
-        yield replace(row, expand=expand)
-        written_for = inputs = row.out
+def _tail_rows(tail: Tail, inputs: int) -> list[Block]:
+    """The tail's rows after blocks that end with ``inputs`` channels."""
+    rows = list(tail.rows)
+    if rows and tail.inputs is not None and rows[0].expand is not None:
+        ratio = Fraction(rows[0].expand, tail.inputs)
+        rows[0] = replace(rows[0], expand=int(ratio * inputs))
+    return rows
 
 
 # ---- files
@@ -376,7 +371,8 @@ def _around(
     first, end = (0, len(base.blocks)) if rows is None else _pair(rows, len(base.blocks))
     stem = Stem(conv=base.stem, rows=base.blocks[:first])
     tail = Tail(
-        rows=base.blocks[end:], last=base.last, hidden=base.head.hidden, act=base.head.act
+        rows=base.blocks[end:], inputs=base.widths[end], last=base.last, hidden=base.head.hidden,
+        act=base.head.act,
     )
     return (stem,), (tail,)
 
@@ -403,22 +399,16 @@ def _made(kind: Any, value: Any, where: str) -> Any:
     """A dataclass from JSON: lists become tuples, and rows and convolutions their own kinds."""
     if not isinstance(value, Mapping):
         raise InputError(f"{where} is not an object")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in value:
-        if name not in fields:
-            raise InputError(f"unknown field '{name}' in {where}", did_you_mean(name, fields))
-    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value]
-    if required:
-        raise InputError(f"{where} lacks the field '{required[0]}'")
-    made = {}
-    for name, inner in value.items():
-        if name == "rows":
-            made[name] = tuple(_made(Block, row, f"{where}.rows.{i}") for i, row in enumerate(inner))
-        elif name in ("conv", "last") and inner is not None:
-            made[name] = _made(Conv, inner, f"{where}.{name}")
-        else:
-            made[name] = tuple(inner) if isinstance(inner, (list, tuple)) else inner
-    return kind(**made)
+    fields = {name: _inner(name, inner, f"{where}.{name}") for name, inner in value.items()}
+    return from_mapping(kind, fields, where)
+
+
+def _inner(name: str, value: Any, where: str) -> Any:
+    if name == "rows" and isinstance(value, (list, tuple)):
+        return tuple(from_mapping(Block, row, f"{where}.{i}") for i, row in enumerate(value))
+    if name in ("conv", "last") and value is not None:
+        return from_mapping(Conv, value, where)
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 # ---- what is illegal

@@ -42,7 +42,7 @@ def _mnasnet(name: str, extra_width: int | None = None) -> Space:
     return Space(
         name=name, base=frame, blocks=tuple(middle),
         stems=(Stem(conv=frame.stem, rows=frame.blocks[:1]),),
-        tails=(Tail(rows=frame.blocks[-1:], last=frame.last),),
+        tails=(Tail(rows=frame.blocks[-1:], inputs=frame.blocks[-2].out, last=frame.last),),
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _v3_small() -> Space:
             Tail(last=base.last, hidden=head.hidden, act=head.act),
             # as it was before: a whole bottleneck and 1280 channels in front of the pooling
             Tail(
-                rows=(Block(kernel=3, expand=6 * 96, out=144, act="relu"),),
+                rows=(Block(kernel=3, expand=6 * 96, out=144, act="relu"),), inputs=96,
                 last=Conv(out=1280, act="relu", scaling="never"),
             ),
         ),

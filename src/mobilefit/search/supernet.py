@@ -173,7 +173,7 @@ def anchor(space: Space) -> Tokens:
         form = (op, max(block.kernel), block.se[-1], skip, max(block.filters), max(block.layers),
                 block.act[-1])  # fmt: skip
         wanted |= {f"blocks.{index}.{choice}": value for choice, value in zip(CHOICES, form)}
-    return tuple(d.options.index(wanted[d.name]) for d in space.decisions)
+    return space.taking(wanted)
 
 
 def _largest(space: Space) -> dict[str, tuple[int, ...]]:
@@ -198,7 +198,7 @@ def _extremes(space: Space) -> Iterator[Tokens]:
             wanted |= {f"blocks.{index}.{c}": value for c, value in zip(CHOICES, largest)}
         for stem, tail in itertools.product(range(len(space.stems)), range(len(space.tails))):
             wanted |= {"stem": stem, "tail": tail}
-            yield tuple(d.options.index(wanted[d.name]) for d in space.decisions)
+            yield space.taking(wanted)
 
 
 def _initial(key: str, shape: tuple[int, ...]) -> Tensor:
