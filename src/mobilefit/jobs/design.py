@@ -18,7 +18,6 @@ from mobilefit import search as nas
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
-from mobilefit.device import LatencyTable
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.jobs import lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
@@ -26,10 +25,10 @@ from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
 from mobilefit.jobs.options import Budget, option, parse_budget
 from mobilefit.jobs.plan import Plan
 from mobilefit.jobs.searching import FullTraining, Search, Searching
-from mobilefit.nn import Network, load_network, save_weights
+from mobilefit.nn import Network, save_weights
 from mobilefit.progress import Voice
 from mobilefit.search import Reward, Space, Supernet
-from mobilefit.train import CHECKPOINT, recipe
+from mobilefit.train import recipe
 
 SEARCH = "search"
 WIDEST = 150
@@ -114,12 +113,8 @@ def _check(config: DesignConfig) -> None:
             f"{config.weights} are one network's weights, and a search tries many",
             "name the network with --seed-network as well",
         )
-    nas.space(config.space)
-    nas.strategy(config.strategy, (2,), 0)
-    Reward(form=config.reward, target_ms=1.0)
-    own_table = (config.out or default_out(config)) / lab.TABLE
-    if config.table is not None and not own_table.exists():  # a resumed run has its copy
-        LatencyTable.load(config.table)
+    searching.check_names(config.space, config.strategy, config.reward)
+    lab.check_table(config.table, config.out or default_out(config))
     if config.recipe is not None:
         recipe(config.recipe)
 
@@ -166,7 +161,7 @@ class _Chain:
         if self.space is not None:
             self.searched = self.search(start)
             self.seed_spec = searching.winner(self.searched)
-            seed_ms = self.searched["top"][self.searched["winner"]]["measured_ms"]
+            seed_ms = searching.winning_entry(self.searched)["measured_ms"]
         entries = [self.train("seed", self.seed_spec, self.config.seed)]
         final, shrink = self.seed_spec, seed_ms > start["budget_ms"]
         if shrink:
@@ -247,7 +242,9 @@ class _Chain:
         )
         found = self.run.stage("search", stage.run)
         trained: dict[str, Any] = self.run.stage(
-            "training seed", lambda: searching.fully_trained(found, self.full_training, reward)
+            "training seed", lambda: searching.fully_trained(
+                found, self.full_training, reward, self.config.seed
+            )
         )
         return trained
 
@@ -256,30 +253,21 @@ class _Chain:
         """How a search's best networks are trained: as every network of the run."""
         return FullTraining(
             data=self.data, preset=self.preset, recipe=self.plan.recipe(),
-            steps=self.plan.train_steps, seed=self.config.seed, folder=self.run.path / "train",
-            voice=self.voice,
+            steps=self.plan.train_steps, folder=self.run.path / "train", voice=self.voice,
         )  # fmt: skip
 
     # ---- networks
 
     def train(self, kind: str, spec: NetSpec, seed: int) -> lab.Entry:
-        """A trained network with its label; taken up where it stopped."""
-        label = spec.name if kind == "width" else kind
-        if kind == "seed" and self.searched is not None and seed == self.config.seed:
-            return lab.Entry(label=label, kind=kind, seed=seed, network=self.trained_seed())
-        folder = self.run.path / "train" / f"{kind}-{seed}"
-        weights = folder / "model.safetensors"
-        if not weights.exists():
-            self.voice(f"training {label}, seed {seed}")
-            with self.run.timed(f"training {kind}"):
-                network = self.initial(kind, spec, seed)
-                lab.train(
-                    network, self.data, self.preset, self.plan.recipe(), steps=self.plan.train_steps,
-                    seed=seed, folder=folder, label=self.voice.label(f"{label}, seed {seed}"),
-                )  # fmt: skip
-                save_weights(network, weights)
-                (folder / CHECKPOINT).unlink(missing_ok=True)
-        return lab.Entry(label=label, kind=kind, seed=seed, network=load_network(weights))
+        """A trained network with its label; taken up where it stopped, and a search's winner as it is."""
+        name, label = kind, spec.name if kind == "width" else kind
+        if kind == "seed" and self.searched is not None:
+            name, label = searching.winning_entry(self.searched)["label"], "searched"
+        with self.run.timed(f"training {kind}"):
+            network = self.full_training.network(
+                name, spec, seed, label=label, initial=lambda: self.initial(kind, spec, seed)
+            )
+        return lab.Entry(label=label, kind=kind, seed=seed, network=network)
 
     def initial(self, kind: str, spec: NetSpec, seed: int) -> Network:
         """From scratch, as in the paper; from the seed network's weights if those were pretrained."""
@@ -293,10 +281,7 @@ class _Chain:
 
     def trained_seed(self) -> Network:
         """The seed network after its training."""
-        if self.searched is not None:
-            best = self.searched["top"][self.searched["winner"]]
-            return self.full_training.network(best["label"], NetSpec.from_dict(best["spec"]))
-        return load_network(self.run.path / "train" / f"seed-{self.config.seed}" / "model.safetensors")
+        return self.train("seed", self.seed_spec, self.config.seed).network
 
     def adapted(self, seed_ms: float, budget_ms: float) -> NetSpec:
         """NetAdapt from the trained seed network down to the budget."""
@@ -340,15 +325,18 @@ class _Chain:
         with self.run.timed("export and measure"):
             chosen = self.choose(entries)
             files = [export(e.network, self.data, self.preset, seed=self.config.seed) for e in entries]
-            family = int8_for_timing(self.family_spec)
-            blobs = [family, *(file.int8 for file in files), files[chosen].float32]
-            of_family, *latencies, in_float = lab.side_by_side(blobs)
+            blobs = [*(file.int8 for file in files), files[chosen].float32]
+            if self.searched is not None:
+                blobs.append(int8_for_timing(self.family_spec))
+            measured = lab.side_by_side(blobs)
+            latencies, in_float = measured[: len(files)], measured[len(files)]
             found = [
                 lab.result(entry, file, latency, self.data, self.preset)
                 for entry, file, latency in zip(entries, files, latencies, strict=True)
             ]
             names = lab.write_files(self.run.path, files[chosen])
             save_weights(entries[chosen].network, self.run.path / "model.safetensors")
+        of_family = measured[0 if self.searched is None else -1]  # else the seed network is the family's
         budget_ms = self.budget.of(of_family.median_ms)
         self.run.finish({
             "seed": self.config.seed,

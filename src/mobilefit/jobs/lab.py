@@ -148,6 +148,16 @@ class Confirm:
         return found.median_ms * self._nominal / reference.median_ms
 
 
+def check_table(given: Path | None, run: Path) -> None:
+    """See that a table that a new run is to begin with is of this device; a resumed run has its copy.
+
+    Raises:
+        InputError: it is of another device, or none.
+    """
+    if given is not None and not (run / TABLE).exists():
+        LatencyTable.load(given)
+
+
 @dataclass
 class OpenTable:
     """A run's latency table, saved whenever it learns a row, so that a resumed run knows the same."""

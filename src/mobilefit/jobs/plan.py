@@ -125,7 +125,8 @@ class Plan:
             "netadapt": f"NetAdapt: about {self.adapt_steps} steps of {self.proposals} proposals, each "
                         f"cutting {self.delta:.1%} or more and tuned for {self.tune_steps} steps",
             "final": "train the adapted network from scratch" + self._times(),
-            "width": "train the seed network scaled to the same latency alike" + self._times(),
+            "width": f"train the {'seed' if self.search is None else 'hand-made'} network scaled to the "
+                     f"same latency alike{self._times()}",
             "export": "quantize, evaluate on the test images, measure, report",
         }  # fmt: skip
         lines = [f"{n}. {what[key]} ({_duration(s)})"

@@ -10,7 +10,6 @@ from mobilefit import report
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
-from mobilefit.device import LatencyTable
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
@@ -95,8 +94,7 @@ def _check(config: SearchConfig) -> None:
         resolution=config.resolution, minutes=config.minutes, trials=config.trials, top=config.top,
         epochs=config.epochs, proxy_steps=config.proxy_steps, workers=config.workers,
     )  # fmt: skip
-    Reward(form=config.reward, target_ms=1.0)
-    nas.strategy(config.strategy, (2,), 0)
+    searching.check_names(config.space, config.strategy, config.reward)
     if config.recipe is not None:
         recipe(config.recipe)
     if config.evaluator != "proxy" and (config.workers > 1 or config.cluster):
@@ -106,9 +104,7 @@ def _check(config: SearchConfig) -> None:
         )
     if config.workers > 1 and config.cluster:
         raise InputError("--workers counts trials on this machine, --cluster has room for its own", "give one of them")
-    own_table = (config.out or default_out(config)) / lab.TABLE
-    if config.table is not None and not own_table.exists():  # a resumed run has its copy
-        LatencyTable.load(config.table)
+    lab.check_table(config.table, config.out or default_out(config))
 
 
 def _tabular(
@@ -191,10 +187,10 @@ class _Run:
         training = FullTraining(
             data=self.data, preset=self.preset,
             recipe=replace(self.recipe, batch_size=planned["batch"]), steps=planned["train_steps"],
-            seed=self.config.seed, folder=self.run.path / "train", voice=self.voice,
+            folder=self.run.path / "train", voice=self.voice,
         )  # fmt: skip
         searched = self.run.stage(
-            "training", lambda: searching.fully_trained(searched, training, reward)
+            "training", lambda: searching.fully_trained(searched, training, reward, self.config.seed)
         )
         self.finish(searched, training, start)
 
@@ -240,8 +236,8 @@ class _Run:
         self, searched: dict[str, Any], training: FullTraining, start: dict[str, Any]
     ) -> None:
         """The winner's files, the record, the report."""
-        spec, entry = searching.winner(searched), searched["top"][searched["winner"]]
-        network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]))
+        spec, entry = searching.winner(searched), searching.winning_entry(searched)
+        network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]), self.config.seed)
         found = evaluate(network, self.data.test, self.preset)
         network.spec = spec
         write_atomic(self.run.path / "seed.json", spec.to_json() + "\n")
@@ -269,7 +265,7 @@ class _Run:
 def _closing(run: RunFolder) -> dict[str, Any]:
     record = run.record()
     found = record["search"]
-    best = found["top"][found["winner"]]
+    best = searching.winning_entry(found)
     if record.get("optimal_reward"):
         share = record["best_reward"] / record["optimal_reward"]
         print(f"best reward {record['best_reward']:.4f}, {share:.1%} of the optimal "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,17 @@ class Searching:
         ]  # fmt: skip
 
 
+def check_names(space: str, strategy: str, reward: str) -> None:
+    """What can be told of a search before the images are read.
+
+    Raises:
+        InputError: there is no such space, strategy or reward, or the space is not legal.
+    """
+    nas.space(space)
+    nas.strategy(strategy, (2,), 0)
+    Reward(form=reward, target_ms=1.0)
+
+
 def check_space(space: Space, target_ms: float) -> None:
     """See that the space has a network within the target.
 
@@ -165,34 +176,44 @@ def check_space(space: Space, target_ms: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FullTraining:
-    """How the best networks of a search are trained at its end."""
+    """How every network of a run is trained in full."""
 
     data: ClassificationData
     preset: Preset
     recipe: Recipe
     steps: int
-    seed: int
     folder: Path
     """Of the trainings, a folder each."""
     voice: Voice
 
-    def network(self, label: str, spec: NetSpec) -> Network:
-        """A network trained from scratch; taken up where it stopped."""
-        folder = self.folder / f"{label}-{self.seed}"
+    def network(
+        self, name: str, spec: NetSpec, seed: int, *, label: str | None = None,
+        initial: Callable[[], Network] | None = None,
+    ) -> Network:  # fmt: skip
+        """A trained network; taken up where it stopped.
+
+        Args:
+            name: of its folder, with the seed.
+            label: what it is called while it trains; ``None``: as its folder.
+            initial: gives the weights that it begins with; ``None``: fresh ones by the seed.
+        """
+        folder, label = self.folder / f"{name}-{seed}", label or name
         weights = folder / "model.safetensors"
         if not weights.exists():
-            self.voice(f"training {label}")
-            network = network_for(spec, None, seed=self.seed)
+            self.voice(f"training {label}, seed {seed}")
+            network = network_for(spec, None, seed=seed) if initial is None else initial()
             lab.train(
-                network, self.data, self.preset, self.recipe, steps=self.steps, seed=self.seed,
-                folder=folder, label=self.voice.label(label),
+                network, self.data, self.preset, self.recipe, steps=self.steps, seed=seed,
+                folder=folder, label=self.voice.label(f"{label}, seed {seed}"),
             )  # fmt: skip
             save_weights(network, weights)
             (folder / CHECKPOINT).unlink(missing_ok=True)
         return load_network(weights)
 
 
-def fully_trained(found: dict[str, Any], training: FullTraining, reward: Reward) -> dict[str, Any]:
+def fully_trained(
+    found: dict[str, Any], training: FullTraining, reward: Reward, seed: int
+) -> dict[str, Any]:
     """The search's record with the best networks trained fully, and the winner among them.
 
     They are compared on held-out images and by measured latency; the search's own scores of them are
@@ -200,7 +221,7 @@ def fully_trained(found: dict[str, Any], training: FullTraining, reward: Reward)
     """
     top = []
     for entry in found["top"]:
-        network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]))
+        network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]), seed)
         accuracy = lab.accuracy(network, training.data.holdout, training.preset)
         top.append(entry | {
             "full_accuracy": accuracy, "reward_full": reward(accuracy, entry["measured_ms"]),
@@ -217,7 +238,13 @@ def fully_trained(found: dict[str, Any], training: FullTraining, reward: Reward)
     }  # fmt: skip
 
 
+def winning_entry(found: dict[str, Any]) -> dict[str, Any]:
+    """The winner among a search's best networks."""
+    entry: dict[str, Any] = found["top"][found["winner"]]
+    return entry
+
+
 def winner(found: dict[str, Any]) -> NetSpec:
     """The search's result as a seed network."""
-    spec = NetSpec.from_dict(found["top"][found["winner"]]["spec"])
+    spec = NetSpec.from_dict(winning_entry(found)["spec"])
     return replace(spec, name=f"{found['space']}_searched")
