@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from mobilefit.arch import NetSpec
+from mobilefit.jobs.model import int8_for_timing
 from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
-from mobilefit.search import ProxyTask, Space
+from mobilefit.search import Proxy, ProxyTask, Space, cluster
 
-from .small import SPACE, World, hold_steady, record, run
+from .small import SPACE, World, hold_steady, milliseconds, record, run
 
 REFUSED = Callable[..., str]
 LOG = Path("search") / "trials.jsonl"
@@ -82,6 +83,45 @@ def test_the_record_says_what_was_found(finished: Path, world: World) -> None:
     for entry in found["top"]:
         assert 0 <= entry["rescored_accuracy"] <= 1 and 0 <= entry["full_accuracy"] <= 1
         assert entry["measured_ms"] > 0 and entry["predicted_ms"] > 0
+
+
+def test_the_front_is_kept(finished: Path) -> None:
+    front, rows = record(finished)["search"]["front"], trials(finished)
+    assert front and [x["latency_ms"] for x in front] == sorted(x["latency_ms"] for x in front)
+    for kept in front:
+        assert not any(
+            row["latency_ms"] <= kept["latency_ms"] and row["accuracy"] > kept["accuracy"] for row in rows
+        )
+    assert max(row["accuracy"] for row in rows) == front[-1]["accuracy"]
+
+
+def test_latency_can_be_measured_in_the_loop(world: World, tmp_path: Path, steady: None) -> None:
+    """The steady device's own milliseconds, and not the table's estimate of them."""
+    out = tmp_path / "run"
+    arguments = words(world, out, evaluator="proxy", proxy_steps=1, strategy="random", trials=3, top=1)
+    assert run(*arguments, "--measure") == 0
+    space = Space.from_dict(SPACE).resolution(32).classes(3)
+    for row in trials(out):
+        own = milliseconds(int8_for_timing(space.spec(row["tokens"])))
+        assert row["latency_ms"] == pytest.approx(own, rel=1e-9)
+
+
+def test_what_a_trial_is_given_reaches_ray(
+    world: World, tmp_path: Path, steady: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def instead(task: ProxyTask, **given: Any) -> Proxy:
+        seen.append(given)
+        return Proxy(task)
+
+    monkeypatch.setattr(cluster, "ProxyOnRay", instead)
+    arguments = words(
+        world, tmp_path / "run", evaluator="proxy", proxy_steps=1, trials=2, top=1, cluster="host:1",
+        trial_cpus=2, trial_gpus=0.5, strategy="random",
+    )  # fmt: skip
+    assert run(*arguments) == 0
+    assert seen == [{"workers": 1, "address": "host:1", "cpus": 2.0, "gpus": 0.5}]
 
 
 def test_the_winner_is_in_the_space_and_its_weights_are_its_own(finished: Path) -> None:
@@ -215,6 +255,8 @@ def test_killed_in_its_search_design_ends_as_if_it_had_not_been(
         ({"top": 0}, ["--top is 0"]),
         ({"workers": 2}, ["add --evaluator proxy"]),
         ({"workers": 2, "evaluator": "proxy", "cluster": "auto"}, ["give one of them"]),
+        ({"trial_gpus": 1}, ["are for trials on Ray"]),
+        ({"trial_gpus": -1}, ["--trial-gpus is -1"]),
         ({"latency": "2"}, ["has no unit"]),
         ({"latency": "0.0021ms"}, ["no network of the space 'small' meets 0.0021 ms", "the nearest",
                                    "raise --latency"]),

@@ -52,6 +52,9 @@ class SearchConfig:
     recipe: str | None = option(None, help="how to train: fast, finetune, paper (default: fast)")
     workers: int = option(1, help="proxy trials at a time here, on Ray (pip install 'mobilefit[cluster]')")
     cluster: str | None = option(None, help="HOST:PORT of a Ray cluster, or auto: as many proxy trials at a time as it has room for")
+    trial_cpus: float = option(1.0, help="CPUs of a trial on Ray: it trains with as many threads")
+    trial_gpus: float = option(0.0, help="GPUs of a trial on Ray")
+    measure: bool = option(False, help="time every network end to end instead of asking the latency table")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
     seed: int = option(0, help="of everything random")
     out: Path | None = option(None, help="run folder (default: runs/search-...)")
@@ -93,6 +96,7 @@ def _check(config: SearchConfig) -> None:
     lab.check_positive(
         resolution=config.resolution, minutes=config.minutes, trials=config.trials, top=config.top,
         epochs=config.epochs, proxy_steps=config.proxy_steps, workers=config.workers,
+        trial_cpus=config.trial_cpus,
     )  # fmt: skip
     searching.check_names(config.space, config.strategy, config.reward)
     if config.recipe is not None:
@@ -103,7 +107,17 @@ def _check(config: SearchConfig) -> None:
             "add --evaluator proxy",
         )
     if config.workers > 1 and config.cluster:
-        raise InputError("--workers counts trials on this machine, --cluster has room for its own", "give one of them")
+        raise InputError(
+            "--workers counts trials on this machine, a --cluster takes what it has room for",
+            "give one of them",
+        )
+    if config.trial_gpus < 0:
+        raise InputError(f"--trial-gpus is {config.trial_gpus}, must not be below 0")
+    on_ray = config.workers > 1 or config.cluster is not None
+    if not on_ray and (config.trial_cpus, config.trial_gpus) != (1.0, 0.0):
+        raise InputError(
+            "--trial-cpus and --trial-gpus are for trials on Ray", "add --workers or --cluster"
+        )
     lab.check_table(config.table, config.out or default_out(config))
 
 
@@ -145,8 +159,8 @@ def _tabular(
             "space": space.name, "strategy": config.strategy, "evaluator": evaluator.name,
             "reward": reward.form, "target_ms": reward.target_ms, "trials": trials,
             "failed": 0, "distinct": len(best), "best_reward": best[0]["reward"],
-            "optimal_reward": optimal, "optimum": space.spec(tokens).to_dict(), "top": top,
-            "winner": 0,
+            "optimal_reward": optimal, "optimum": space.spec(tokens).to_dict(),
+            "front": searching.front(found.log.good()), "top": top, "winner": 0,
             "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         },
     })  # fmt: skip
@@ -178,7 +192,9 @@ class _Run:
         search = Search(
             space=self.space, strategy=self.config.strategy, evaluator=self.config.evaluator,
             reward=reward, plan=found, recipe=replace(self.recipe, batch_size=planned["batch"]),
-            seed=self.config.seed, workers=self.config.workers, cluster=self.config.cluster,
+            seed=self.config.seed, measure=self.config.measure, workers=self.config.workers,
+            cluster=self.config.cluster, trial_cpus=self.config.trial_cpus,
+            trial_gpus=self.config.trial_gpus,
         )  # fmt: skip
         stage = Searching(
             search, self.run.path, self.data, self.preset, self.table, start["base_ms"], self.voice

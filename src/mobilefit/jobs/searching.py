@@ -42,8 +42,18 @@ class Search:
     recipe: Recipe
     """Of the shared weights or of the proxy's trainings."""
     seed: int
+    measure: bool = False
+    """Time each network end to end instead of asking the table."""
     workers: int = 1
     cluster: str | None = None
+    trial_cpus: float = 1.0
+    trial_gpus: float = 0.0
+    """What a trial on Ray is given."""
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether trials run on workers."""
+        return self.workers > 1 or self.cluster is not None
 
 
 class Searching:
@@ -85,14 +95,21 @@ class Searching:
             "distinct": len({row["spec_id"] for row in rows}),
             "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
             "best_reward": max(row["reward"] for row in rows), "optimal_reward": None,
-            "top": top, "winner": 0, "rank_correlation": None,
+            "front": front(rows), "top": top, "winner": 0, "rank_correlation": None,
             "reference": {"name": self.reference.name, "spec": self.reference.to_dict()},
         }  # fmt: skip
 
     def latencies(self, specs: Sequence[NetSpec]) -> list[float]:
-        """Milliseconds by the table, which measures the rows that it lacks."""
+        """Milliseconds by the table, which measures the rows that it lacks, or end to end."""
+        if self.search.measure:
+            return self.end_to_end(specs)
         self.table.ensure(specs)
         return [self.table.predict(spec) for spec in specs]
+
+    def end_to_end(self, specs: Sequence[NetSpec]) -> list[float]:
+        """Milliseconds measured beside the reference, at the machine's speed when the run began."""
+        reference, *latencies = lab.measured([self.reference, *specs])
+        return [x.median_ms * self.nominal_ms / reference.median_ms for x in latencies]
 
     def evaluator(self) -> Evaluator:
         """As the search wants it."""
@@ -107,11 +124,13 @@ class Searching:
             train_set=self.data.train, held_out=held, preset=self.preset, recipe=s.recipe,
             steps=s.plan.proxy_steps, seed=s.seed,
         )  # fmt: skip
-        if s.workers == 1 and s.cluster is None:
+        if not s.on_ray:
             return nas.Proxy(task)
         from mobilefit.search.cluster import ProxyOnRay  # Ray is an extra
 
-        return ProxyOnRay(task, workers=s.workers, address=s.cluster)
+        return ProxyOnRay(
+            task, workers=s.workers, address=s.cluster, cpus=s.trial_cpus, gpus=s.trial_gpus
+        )
 
     def rescored(self, evaluator: Evaluator, rows: list[Row]) -> list[Row]:
         """The rows by what a second look says of them, best first.
@@ -135,17 +154,23 @@ class Searching:
     def measured(self, rows: list[Row]) -> list[dict[str, Any]]:
         """The record of the best networks, each measured end to end beside the reference."""
         specs = [self.search.space.spec(row["tokens"]) for row in rows]
-        reference, *latencies = lab.measured([self.reference, *specs])
+        latencies = self.end_to_end(specs)
         return [
             {
                 "label": f"search_{place}", "spec": spec.to_dict(), "spec_id": spec.id,
                 "trial": row["number"], "proxy_accuracy": row["accuracy"],
                 "rescored_accuracy": row.get("rescored"), "predicted_ms": row["latency_ms"],
-                "measured_ms": latency.median_ms * self.nominal_ms / reference.median_ms,
+                "measured_ms": latency,
                 "full_accuracy": None, "reward_full": None,
             }
             for place, (row, spec, latency) in enumerate(zip(rows, specs, latencies, strict=True), 1)
         ]  # fmt: skip
+
+
+def front(rows: list[Row]) -> list[dict[str, Any]]:
+    """The record of the networks that no other trial beats in both accuracy and latency."""
+    keys = ("number", "tokens", "spec_id", "latency_ms", "accuracy")
+    return [{key: row[key] for key in keys} for row in nas.pareto(rows)]
 
 
 def check_names(space: str, strategy: str, reward: str) -> None:
