@@ -135,7 +135,7 @@ def test_the_winner_is_in_the_space_and_its_weights_are_its_own(finished: Path) 
 
 
 def test_the_reward_is_of_accuracy_and_latency(finished: Path) -> None:
-    target = record(finished)["budget_ms"]
+    target = record(finished)["search"]["target_ms"]
     for row in trials(finished):
         expected = row["accuracy"] - 0.1 * abs(row["latency_ms"] / target - 1)
         assert row["reward"] == pytest.approx(expected)
@@ -144,6 +144,7 @@ def test_the_reward_is_of_accuracy_and_latency(finished: Path) -> None:
 def test_the_report_has_the_search(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert "Search" in page and "search_1" in page
+    assert "OVER" not in page and "int8 against float32" not in page  # a target is no budget
 
 
 def test_a_finished_search_is_left_alone(

@@ -255,7 +255,10 @@ def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def int8_against_float(final: Row, sizes: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
-    """Rows of (what, int8, float32, int8 against float32); rows known for neither are left out."""
+    """Rows of (what, int8, float32, int8 against float32); rows known for neither are left out.
+
+    None at all where nothing is known of int8.
+    """
     quick, slow = (final.get(key) or {} for key in ("latency", "latency_float"))
     pairs = [
         (f"latency, {name}", quick.get(key), slow.get(key), units.ms)
@@ -266,6 +269,8 @@ def int8_against_float(final: Row, sizes: Mapping[str, int]) -> list[tuple[str, 
     a, b = (units.number(final.get(f"accuracy_{kind}")) for kind in ("int8", "float"))
     gap = units.NONE if a is None or b is None else f"{100 * (a - b):+.2f} points"
     rows.insert(0, ("accuracy, test set", units.percent(a), units.percent(b), gap))
+    if all(row[1] == units.NONE for row in rows):
+        return []
     return [row for row in rows if row[1:3] != (units.NONE, units.NONE)]
 
 
