@@ -27,8 +27,8 @@ import torch
 import mobilefit as mf
 from benchmarks.common import ROOT, header
 from benchmarks.peer import settled
-from mobilefit.litert import StopRule, Worker, available_cores
 from mobilefit.runs import write_atomic, write_json
+from mobilefit.runtime import StopRule, Worker, available_cores
 
 PEERS = ROOT / ".venv-peers"
 REQUIREMENTS = Path(__file__).with_name("requirements-peers.txt")

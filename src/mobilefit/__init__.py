@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobilefit.arch import NetSpec, spec
     from mobilefit.device import Latency, measure
-    from mobilefit.litert import compile, quantize
+    from mobilefit.int8 import quantize
+    from mobilefit.litert import compile
     from mobilefit.nn import Network, build, load_network, load_weights, save_weights
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ __all__ = [
 _HOMES = {
     "NetSpec": "arch", "spec": "arch",
     "Network": "nn", "build": "nn", "load_network": "nn", "load_weights": "nn", "save_weights": "nn",
-    "compile": "litert", "quantize": "litert",
+    "compile": "litert", "quantize": "int8",
     "Latency": "device", "measure": "device",
 }  # fmt: skip
 

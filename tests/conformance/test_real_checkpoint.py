@@ -24,8 +24,10 @@ from mobilefit.data import LIGHT, Preset
 from mobilefit.data.augment import draw
 from mobilefit.data.decode import resample, to_rgb
 from mobilefit.data.preset import planar
-from mobilefit.litert import Worker, compile, quantize
+from mobilefit.int8 import quantize
+from mobilefit.litert import compile
 from mobilefit.nn import Network, build, load_network, load_weights, save_weights
+from mobilefit.runtime import Worker
 
 # How torchvision evaluates: short side to 256, the centre 224, ImageNet's mean and deviation.
 PRESET = Preset(

@@ -12,15 +12,9 @@ from torch import nn
 
 from mobilefit.device import Latency, Protocol, device_id, measure, measure_many
 from mobilefit.errors import InputError
-from mobilefit.litert import (
-    StopRule,
-    TimingSamples,
-    Worker,
-    available_cores,
-    compile,
-    runtime_version,
-)
+from mobilefit.litert import compile
 from mobilefit.runs import cpu_model
+from mobilefit.runtime import StopRule, TimingSamples, Worker, available_cores, runtime_version
 
 QUICK = StopRule(warmup_seconds=0.0, min_runs=5, min_seconds=0.0, max_seconds=0.1)
 CONDITIONS = {"threads": 1, "core": 0, "device": "d", "runtime": "r", "date": "now"}

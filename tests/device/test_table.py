@@ -12,8 +12,8 @@ import pytest
 from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec, spec
 from mobilefit.device import LatencyTable, TableCheck, device_id, units
 from mobilefit.errors import InputError
-from mobilefit.litert import TimingSamples, Worker
 from mobilefit.litert.graph import parse
+from mobilefit.runtime import TimingSamples, Worker
 
 TINY = NetSpec(
     name="tiny",

@@ -15,9 +15,9 @@ from PIL import Image
 from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
 from mobilefit.cli import main
 from mobilefit.jobs import plan
-from mobilefit.litert import TimingSamples, Worker
 from mobilefit.litert.graph import CODE, parse
 from mobilefit.runs import read_jsonl
+from mobilefit.runtime import TimingSamples, Worker
 
 SPEC = NetSpec(
     name="tiny",

@@ -7,6 +7,7 @@ import operator
 import pytest
 import torch
 import torchvision
+from graphs import pooled_network
 from torch import nn
 
 from mobilefit.arch import FAMILY, spec
@@ -15,8 +16,6 @@ from mobilefit.litert import compile, read_metadata
 from mobilefit.litert.graph import parse
 from mobilefit.nn import build
 from mobilefit.nn.layers import Conv2d, MaxPool2d
-
-from .conftest import pooled_network
 
 
 class Residual(nn.Module):

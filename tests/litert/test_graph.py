@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mobilefit.errors import InputError
-from mobilefit.litert import compile, read_metadata, with_random_ranges
+from mobilefit.int8 import with_random_ranges
+from mobilefit.litert import compile, read_metadata
 from mobilefit.litert.graph import ALIGNMENT, Tensor, name_uniquely, parse, serialize
 
 

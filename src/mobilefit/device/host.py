@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 
 from mobilefit.device.protocol import Latency, Protocol
-from mobilefit.litert import Worker, available_cores, runtime_version
 from mobilefit.runs import machine, now, sha256
+from mobilefit.runtime import Worker, available_cores, runtime_version
 
 
 @functools.cache

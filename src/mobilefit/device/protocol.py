@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from mobilefit.litert import StopRule, TimingSamples
+from mobilefit.runtime import StopRule, TimingSamples
 
 
 @dataclass(frozen=True, kw_only=True)

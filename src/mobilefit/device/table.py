@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mobilefit import litert
+from mobilefit import int8, litert
 from mobilefit.arch import Block, NetSpec
 from mobilefit.device.host import device_id, shared_worker
 from mobilefit.errors import InputError
-from mobilefit.litert import StopRule, Worker, available_cores
 from mobilefit.nn import Network, build
 from mobilefit.progress import Progress
 from mobilefit.runs import machine, read_json, write_json
+from mobilefit.runtime import StopRule, Worker, available_cores
 
 FORMAT = 1
 ENTRY_RULE = StopRule(
@@ -257,7 +257,7 @@ def _shape(spec: NetSpec) -> tuple[int, int, int, int]:
 
 def _int8(module: nn.Module, shape: tuple[int, int, int, int]) -> bytes:
     whole = isinstance(module, Network)
-    return litert.with_random_ranges(
+    return int8.with_random_ranges(
         litert.compile(module.eval(), shape), edges="float" if whole else "int8"
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mobilefit import adapt, device, litert
+from mobilefit import adapt, device, int8, litert
 from mobilefit.arch import FAMILY, NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset
 from mobilefit.data.splits import stratified
@@ -141,7 +141,7 @@ class Confirm:
         self._reference, self._nominal = int8_for_timing(seed_network.spec), seed_ms
 
     def __call__(self, network: Network) -> float:
-        blob = litert.with_random_ranges(
+        blob = int8.with_random_ranges(
             litert.compile(network.eval(), input_shape(network.spec))
         )
         found, reference = side_by_side([blob, self._reference])

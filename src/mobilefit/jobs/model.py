@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mobilefit import arch, litert
+from mobilefit import arch, int8, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset, batches
 from mobilefit.device import shared_worker
@@ -34,7 +34,7 @@ def int8_for_timing(spec: NetSpec) -> bytes:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(spec).eval()
-    return litert.with_random_ranges(litert.compile(network, input_shape(spec)))
+    return int8.with_random_ranges(litert.compile(network, input_shape(spec)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def export(network: Network, data: ClassificationData, preset: Preset, *, seed: 
         "preset": preset.to_dict(), "classes": list(data.classes), "spec": network.spec.to_dict(),
     }  # fmt: skip
     blob = litert.compile(network.eval(), input_shape(network.spec), metadata=metadata)
-    return Exported(float32=blob, int8=litert.quantize(blob, calibration(data, preset, seed)))
+    return Exported(float32=blob, int8=int8.quantize(blob, calibration(data, preset, seed)))
 
 
 def calibration(

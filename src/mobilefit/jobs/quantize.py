@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilefit import device, litert
+from mobilefit import device, int8
 from mobilefit.data import load
 from mobilefit.jobs.lab import check_positive
 from mobilefit.jobs.model import calibration, evaluate_file, file_info, naming, read_file
@@ -35,7 +35,7 @@ def quantize(config: QuantizeConfig) -> bytes:
     described = file_info(blob, config.file)
     data = load(config.data, seed=config.seed)
     with naming(config.file):
-        small = litert.quantize(
+        small = int8.quantize(
             blob, calibration(data, described.preset, config.seed, config.images)
         )
     stem = config.file.stem.removesuffix("_float32")

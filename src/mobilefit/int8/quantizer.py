@@ -18,9 +18,9 @@ from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
 
 from mobilefit.errors import InputError
-from mobilefit.litert import limits
+from mobilefit.int8 import limits
+from mobilefit.int8.limits import Range, span
 from mobilefit.litert.graph import CODE, Graph, Op, name_uniquely, parse, serialize
-from mobilefit.litert.limits import Range, span
 from mobilefit.litert.passes import ACT, fold_scales, lower_hard_swish
 
 

@@ -1,7 +1,7 @@
-"""The process that owns LiteRT interpreters, for :class:`mobilefit.litert.runtime.Worker`.
+"""The process that owns LiteRT interpreters, for :class:`mobilefit.runtime.worker.Worker`.
 
 LiteRT aborts the whole process on some files, so no interpreter lives in the user's own. Started as
-``python -m mobilefit.litert._child FD``; imports only numpy and LiteRT. One request at a time comes
+``python -m mobilefit.runtime._child FD``; imports only numpy and LiteRT. One request at a time comes
 over the socket FD as ``(command, keys, {key: file}, threads, arguments)``; the answer is
 ``("ok", result)``, ``("send", keys)`` (these files are not here: send them along) or
 ``("input", (message, hint))``. A closed socket ends the process, also in the middle of a timing.

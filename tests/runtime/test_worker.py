@@ -18,9 +18,10 @@ from litert_quantizer import recipe
 from torch import nn
 
 from mobilefit.errors import InputError
-from mobilefit.litert import RuntimeCrash, StopRule, Worker, available_cores, compile
+from mobilefit.int8 import with_random_ranges
+from mobilefit.litert import compile
 from mobilefit.litert.graph import Quantization, parse, serialize
-from mobilefit.litert.quantizer import with_random_ranges
+from mobilefit.runtime import RuntimeCrash, StopRule, Worker, available_cores
 
 QUICK = StopRule(warmup_seconds=0.0, min_runs=5, min_seconds=0.0, max_seconds=0.2)
 
@@ -165,7 +166,7 @@ def test_an_interrupted_parent_leaves_no_child(kill, blob, tmp_path):
     (tmp_path / "net.tflite").write_bytes(blob)
     script = textwrap.dedent("""
         import sys
-        from mobilefit.litert.runtime import StopRule, Worker
+        from mobilefit.runtime.worker import StopRule, Worker
         blob, worker = open(sys.argv[1], "rb").read(), Worker()
         worker.inspect(blob)
         print(worker._child.process.pid, flush=True)
@@ -197,17 +198,7 @@ def _gone(pid: int) -> bool:
 
 
 def test_importing_the_room_loads_neither_torch_nor_litert():
-    code = "import sys, mobilefit.litert; print({'torch', 'ai_edge_litert'} & set(sys.modules))"
+    code = "import sys, mobilefit.runtime; print({'torch', 'ai_edge_litert'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert out.stdout.strip() == "set()"
-
-
-def test_functions_are_not_hidden_by_their_modules():
-    import mobilefit.litert as room
-    import mobilefit.litert.compiler
-    import mobilefit.litert.quantizer  # noqa: F401
-
-    assert all(callable(getattr(room, name)) for name in room.__all__)
-    with pytest.raises(AttributeError):
-        _ = room.nothing

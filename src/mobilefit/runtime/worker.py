@@ -186,7 +186,7 @@ class _ChildProcess:
         inherited = os.environ.get("PYTHONPATH")
         path = source if not inherited else os.pathsep.join([source, inherited])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mobilefit.litert._child", str(theirs.fileno())],
+            [sys.executable, "-m", "mobilefit.runtime._child", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,

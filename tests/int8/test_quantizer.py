@@ -7,16 +7,16 @@ import pytest
 import torch
 import torchvision
 from ai_edge_litert import schema_py_generated as schema
+from graphs import pooled_network
 from torch import nn
 
 from mobilefit.arch import Block
 from mobilefit.errors import InputError
-from mobilefit.litert import compile, quantize, read_metadata, with_random_ranges
+from mobilefit.int8 import quantize, with_random_ranges
+from mobilefit.litert import compile, read_metadata
 from mobilefit.litert.graph import parse
 from mobilefit.nn import build
 from mobilefit.nn.blocks import Row
-
-from .conftest import pooled_network
 
 
 def structure(blob):

@@ -1,0 +1,1 @@
+"""Formats beside LiteRT."""

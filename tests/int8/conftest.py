@@ -1,0 +1,3 @@
+from graphs import images, randomized, reference, worker
+
+__all__ = ["images", "randomized", "reference", "worker"]
