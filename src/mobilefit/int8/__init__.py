@@ -1,4 +1,7 @@
-"""From a float32 LiteRT file to int8: ranges, the arithmetic's limits, quantization.
+"""int8: what becomes of a network when its numbers are rounded, and networks that bear it.
+
+``simulation`` runs the lowered graph with the device's arithmetic; ``observers``, ``correction``,
+``sensitivity`` and ``training`` (quantization-aware) work on it; ``quantizer`` writes the file.
 
 Names load on first use. (The module is ``quantizer`` because a submodule named like a function of
 its package would take that function's place in the package.)
@@ -10,11 +13,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobilefit.int8.quantizer import quantize, with_random_ranges
+    from mobilefit.int8.correction import correct_biases
+    from mobilefit.int8.policy import Policy, Rule
+    from mobilefit.int8.quantizer import calibrated, quantize, with_random_ranges, written
+    from mobilefit.int8.sensitivity import LayerSensitivity
+    from mobilefit.int8.simulation import Simulation
+    from mobilefit.int8.training import fit_int8
 
-__all__ = ["quantize", "with_random_ranges"]
+__all__ = [
+    "LayerSensitivity", "Policy", "Rule", "Simulation", "calibrated", "correct_biases", "fit_int8",
+    "quantize", "with_random_ranges", "written",
+]  # fmt: skip
 
-_HOMES = {"quantize": "quantizer", "with_random_ranges": "quantizer"}
+_HOMES = {
+    "LayerSensitivity": "sensitivity", "Policy": "policy", "Rule": "policy",
+    "Simulation": "simulation", "calibrated": "quantizer", "correct_biases": "correction",
+    "fit_int8": "training", "quantize": "quantizer", "with_random_ranges": "quantizer",
+    "written": "quantizer",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

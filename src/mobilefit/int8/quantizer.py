@@ -1,38 +1,59 @@
-"""Post-training int8: per-channel weights, per-tensor activations, ranges from calibration images.
+"""From a float32 LiteRT file to int8: per-channel weights, per-tensor activations.
 
-The arithmetic is the LiteRT quantizer's; what is ours is the graph it gets. HARD_SWISH is lowered
-and its 1/6 folded away first (see ``passes``), so that the result runs in one XNNPACK partition.
+The file is written by the LiteRT quantizer; what is ours is the graph that it gets (see
+``litert.passes``) and the ranges. HARD_SWISH is lowered and its 1/6 folded away first, so that the
+result runs in one XNNPACK partition.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
-from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
+import torch
+from litert_quantizer import qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
-from litert_quantizer.utils import qsv_utils
 
 from mobilefit.errors import InputError
 from mobilefit.int8 import limits
+from mobilefit.int8.correction import correct_biases
 from mobilefit.int8.limits import Range, span
+from mobilefit.int8.observers import Observer, observe
+from mobilefit.int8.policy import Policy, exceptions
+from mobilefit.int8.simulation import Simulation
 from mobilefit.litert.graph import CODE, Graph, Op, name_uniquely, parse, serialize
 from mobilefit.litert.passes import ACT, fold_scales, lower_hard_swish
 
+Edges = Literal["float", "int8"]
+_BATCH = 16  # images that calibration runs at once: a few hundred MB at 224 pixels
 
-def quantize(blob: bytes, images: Iterable[np.ndarray], *, threads: int = 1) -> bytes:
-    """Quantize a float32 LiteRT file to int8; its input and output stay float32.
+
+def quantize(
+    blob: bytes,
+    images: Iterable[np.ndarray],
+    *,
+    observer: Observer = "minmax",
+    policy: Policy | None = None,
+    bias_correction: bool = False,
+    edges: Edges = "float",
+) -> bytes:
+    """Quantize a float32 LiteRT file to int8, after training (PTQ).
 
     Args:
         blob: what ``compile`` returned.
         images: preprocessed float32 arrays ``[n, height, width, channels]`` (any n), as the
-            network gets them at inference; 100 to 500 images are plenty. Each activation's range
-            is the smallest and largest value seen.
-        threads: for the calibration runs.
+            network gets them at inference; 100 to 500 images are plenty.
+        observer: the rule that makes a range of the values seen; see :data:`Observer`.
+        policy: which layers are not int8; default none.
+        bias_correction: shift each layer's bias by the mean error of its outputs on ``images``
+            (Nagel et al., 2019, arXiv:1906.04721, appendix D).
+        edges: ``"float"``: input and output stay float32; ``"int8"``: both are int8, with the scales
+            that the file states.
 
     Returns:
         The bytes of the int8 .tflite file, with the metadata and the signature of ``blob``.
@@ -41,13 +62,45 @@ def quantize(blob: bytes, images: Iterable[np.ndarray], *, threads: int = 1) -> 
         InputError: ``blob`` is no float32 LiteRT file, an image has another shape, there is no
             image, or a range is not finite; it names the tensor.
     """
-    graph = _lowered(blob)
-    recipe = _recipe(int8_edges=False)
-    ranges = _calibrate(graph, images, recipe, threads)
-    return _quantized(graph, recipe, ranges)
+    simulation = calibrated(blob, images, observer=observer, policy=policy)
+    if bias_correction:
+        correct_biases(simulation, batches_of(simulation.graph, images))
+    return written(simulation, edges=edges)
 
 
-def with_random_ranges(blob: bytes, *, edges: Literal["float", "int8"] = "float") -> bytes:
+def calibrated(
+    blob: bytes,
+    images: Iterable[np.ndarray],
+    *,
+    observer: Observer = "minmax",
+    policy: Policy | None = None,
+) -> Simulation:
+    """A float32 file's simulation with ranges from images: what :func:`written` makes a file of.
+
+    Args and errors as of :func:`quantize`.
+    """
+    graph = lowered(blob)
+    name_uniquely(graph)
+    policy = policy or Policy()
+    policy.check(graph)
+    simulation = Simulation(graph, policy=policy)
+    ranges = observe(simulation, batches_of(graph, images), observer)
+    limits.fit(graph, ranges)
+    return Simulation(graph, ranges, policy)
+
+
+def written(simulation: Simulation, *, edges: Edges = "float") -> bytes:
+    """The int8 file with a simulation's weights and ranges.
+
+    Raises:
+        InputError: a scale that LiteRT cannot compute with; it names the tensor.
+    """
+    graph, ranges = simulation.trained_graph(), simulation.range_table()
+    limits.fit(graph, ranges)
+    return _quantized(graph, _recipe(simulation.policy, graph, edges), ranges)
+
+
+def with_random_ranges(blob: bytes, *, edges: Edges = "float") -> bytes:
     """The int8 file that ``quantize`` would make, with made-up ranges: for latency only.
 
     Same operators, types and shapes, so the same latency, without running a single image. Its
@@ -62,16 +115,21 @@ def with_random_ranges(blob: bytes, *, edges: Literal["float", "int8"] = "float"
     Raises:
         InputError: ``blob`` is no float32 LiteRT file.
     """
-    fragment = edges == "int8"
-    graph = _lowered(blob, drop_at_outputs=fragment)
+    graph = lowered(blob, drop_at_outputs=edges == "int8")
     name_uniquely(graph)
     ranges = {t.name: span(-4.0, 4.0) for t in graph.inputs}
     for op in graph.ops:
         ranges[op.output.name] = _made_up(op)
-    return _quantized(graph, _recipe(int8_edges=fragment), ranges)
+    limits.fit(graph, ranges)
+    return _quantized(graph, _recipe(Policy(), graph, edges), ranges)
 
 
-def _lowered(blob: bytes, *, drop_at_outputs: bool = False) -> Graph:
+def lowered(blob: bytes, *, drop_at_outputs: bool = False) -> Graph:
+    """The graph of a float32 file, made of operators that have an int8 form in the delegate.
+
+    Raises:
+        InputError: ``blob`` is no float32 LiteRT file.
+    """
     graph = parse(blob)
     if any(t.dtype != np.float32 for t in graph.inputs) or any(
         op.code in (CODE.QUANTIZE, CODE.DEQUANTIZE) for op in graph.ops
@@ -82,11 +140,43 @@ def _lowered(blob: bytes, *, drop_at_outputs: bool = False) -> Graph:
     return graph
 
 
-def _recipe(*, int8_edges: bool) -> recipe_manager.RecipeManager:
+def batches_of(graph: Graph, images: Iterable[np.ndarray]) -> list[torch.Tensor]:
+    """Images ``[n, height, width, channels]`` as a graph's simulation takes them.
+
+    Raises:
+        InputError: one has another shape than the graph's input, or there is none.
+    """
+    shape = graph.inputs[0].shape
+    batches = []
+    for array in images:
+        array = np.ascontiguousarray(array, np.float32)
+        if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not len(array):
+            raise InputError(
+                f"a calibration array has shape {array.shape}, the network takes "
+                f"[n, {', '.join(map(str, shape[1:]))}]"
+            )
+        batches.append(torch.from_numpy(array))
+    if not batches:
+        raise InputError("there is no calibration image", "give at least one")
+    whole = torch.cat(batches)
+    whole = whole.permute(0, 3, 1, 2) if whole.dim() == 4 else whole
+    return list(torch.split(whole, _BATCH))
+
+
+# ---- the LiteRT quantizer
+
+
+def _recipe(policy: Policy, graph: Graph, edges: Edges) -> recipe_manager.RecipeManager:
     recipe = recipe_manager.RecipeManager()
     every = qtyping.TFLOperationName.ALL_SUPPORTED
     recipe.add_static_config(".*", every, activation_num_bits=8, weight_num_bits=8)
-    if not int8_edges:
+    for op, arithmetic in exceptions(policy, graph):
+        scope = f"^{re.escape(op.output.name)};?$"
+        if arithmetic == "int16":
+            recipe.add_static_config(scope, every, activation_num_bits=16, weight_num_bits=8)
+        else:
+            recipe.add_quantization_config(scope, every, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    if edges == "float":
         for edge in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
             recipe.add_quantization_config(".*", edge, algorithm_key=AlgorithmName.NO_QUANTIZE)
     return recipe
@@ -95,7 +185,6 @@ def _recipe(*, int8_edges: bool) -> recipe_manager.RecipeManager:
 def _quantized(
     graph: Graph, recipe: recipe_manager.RecipeManager, ranges: dict[str, Range]
 ) -> bytes:
-    limits.fit(graph, ranges)
     with _quiet():
         tool = quantizer.Quantizer(serialize(graph), recipe.get_quantization_recipe())
         result = tool.quantize(ranges, enable_progress_report=False)
@@ -111,57 +200,6 @@ def _quiet() -> Iterator[None]:
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-# ---- ranges
-
-
-def _calibrate(
-    graph: Graph,
-    images: Iterable[np.ndarray],
-    recipe: recipe_manager.RecipeManager,
-    threads: int,
-) -> dict[str, Range]:
-    tool = calibrator.Calibrator(
-        serialize(graph),
-        num_threads=threads,
-        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
-        qsv_update_func=qsv_utils.min_max_update,
-    )
-    count = 0
-    for batch in _batches(images, graph.inputs[0].shape):
-        with _quiet():
-            tool.calibrate({graph.signature: [{graph.input_names[0]: batch}]}, recipe)
-        count += 1
-    if not count:
-        raise InputError("there is no calibration image", "give at least one")
-    ranges: dict[str, Range] = tool.get_model_qsvs()
-    return {name: _checked(name, found) for name, found in ranges.items()}
-
-
-def _batches(images: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The images, in pieces of the file's batch size; a last piece repeats its last image."""
-    size = shape[0]
-    for array in images:
-        array = np.ascontiguousarray(array, np.float32)
-        if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not len(array):
-            raise InputError(
-                f"a calibration array has shape {array.shape}, the network takes "
-                f"[n, {', '.join(map(str, shape[1:]))}]"
-            )
-        for start in range(0, len(array), size):
-            piece = array[start : start + size]
-            yield np.concatenate([piece, *[piece[-1:]] * (size - len(piece))])
-
-
-def _checked(name: str, found: Range) -> Range:
-    low, high = float(np.min(found["min"])), float(np.max(found["max"]))
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(
-            f"'{name}' reaches {low} to {high} on the calibration images",
-            "the weights or the images hold values that are not finite",
-        )
-    return found
 
 
 def _made_up(op: Op) -> Range:

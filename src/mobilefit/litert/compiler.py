@@ -9,6 +9,7 @@ Modules are always compiled as they are at inference (running statistics, no dro
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -164,7 +165,11 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
+    """The module's path, and for an operation the path of the module whose code has it."""
+    if node.op == "call_module":
+        return str(node.target)
+    inside = [path for path in node.meta.get("nn_module_stack", ()) if path]
+    return ".".join([*inside[-1:], re.sub(r"_\d+$", "", node.name) if inside else node.name])
 
 
 # ---- convolutions, batch norm, linear
@@ -428,7 +433,7 @@ def _binary(make: Callable[..., Op]) -> Handler:
         if len(a.shape) != len(b.shape) or any(p != q and 1 not in (p, q) for p, q in sides):
             raise InputError(f"'{node.name}' joins {a.shape} and {b.shape}")
         shape = tuple(max(p, q) for p, q in zip(a.shape, b.shape, strict=True))
-        return c.emit(make(a, b, Tensor(node.name, shape)))
+        return c.emit(make(a, b, Tensor(_name(node), shape)))
 
     return handler
 

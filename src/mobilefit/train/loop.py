@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -37,6 +37,9 @@ METRICS = "metrics.jsonl"
 ROWS = 40
 """About how many rows of metrics a run has, and at least one for every ``MOST_STEPS_A_ROW``."""
 MOST_STEPS_A_ROW = 100
+
+
+Teacher = Callable[[Tensor], Tensor]
 
 
 class TrainingDiverged(MobilefitError):
@@ -75,6 +78,7 @@ def fit(
     resume: bool = False,
     accelerator: str = "auto",
     progress: str | None = None,
+    teacher: Teacher | None = None,
 ) -> FitResult:
     """Train a network in place.
 
@@ -97,9 +101,10 @@ def fit(
         resume: go on from the checkpoint in ``out`` if there is one.
         accelerator: Fabric's: ``auto``, ``cpu``, ``cuda``, ``mps``.
         progress: label of the progress shown on standard error; ``None``: silent.
+        teacher: images to logits, for a recipe with distillation.
 
     Raises:
-        InputError: labels that the network has no output for, a folder that cannot be written or
+        InputError: a recipe with distillation and no teacher, labels that the network has no output for, a folder that cannot be written or
             holds a training that was not asked to be resumed, a damaged or foreign checkpoint.
         TrainingDiverged: the loss is not finite; raised before the optimizer moves.
         KeyboardInterrupt: after the step in hand is done and a checkpoint written.
@@ -109,7 +114,7 @@ def fit(
     folder = _open_folder(out, resume)
     fabric = _fabric(accelerator, recipe)
     with _borrowed(net, recipe, fabric.device):
-        trainer = Trainer(fabric, net, recipe, plan, seed)
+        trainer = Trainer(fabric, net, recipe, plan, seed, teacher)
         run = Run(
             trainer=trainer,
             train_set=train_set,
@@ -255,10 +260,17 @@ class Trainer:
         recipe: how to train.
         plan: how long.
         seed: for dropout.
+        teacher: see :func:`fit`.
     """
 
-    def __init__(self, fabric: Fabric, net: nn.Module, recipe: Recipe, plan: Plan, seed: int):
+    def __init__(
+        self, fabric: Fabric, net: nn.Module, recipe: Recipe, plan: Plan, seed: int,
+        teacher: Teacher | None = None,
+    ) -> None:  # fmt: skip
+        if recipe.distillation and teacher is None:
+            raise InputError("the recipe distils from a teacher, and there is none", "give fit a teacher")
         self.fabric, self.net, self.recipe, self.plan, self.seed = fabric, net, recipe, plan, seed
+        self._teacher = teacher
         self.done = 0
         net.to(fabric.device)  # before the optimizer sees the weights
         self._optimizer = make_optimizer(net, recipe)
@@ -281,11 +293,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr
         self._optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(
-            self._model(self._placed(images)),
-            labels.to(self.fabric.device),
-            label_smoothing=self.recipe.label_smoothing,
-        )
+        loss = self._loss(self._placed(images), labels.to(self.fabric.device))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}")
@@ -295,6 +303,15 @@ class Trainer:
             self._ema.update()
         self.done += 1
         return value
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits, share = self._model(images), self.recipe.distillation
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if share and self._teacher is not None:
+            with torch.no_grad():
+                wanted = self._teacher(images).softmax(1)
+            loss = (1 - share) * loss + share * F.cross_entropy(logits, wanted)
+        return loss
 
     def _placed(self, images: Tensor) -> Tensor:
         kind = torch.channels_last if self.recipe.channels_last else torch.contiguous_format

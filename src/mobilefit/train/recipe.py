@@ -41,6 +41,9 @@ class Recipe:
     warmup_epochs: float = 5.0
     """Linear warm-up from zero (TF-slim's V3 README)."""
     label_smoothing: float = 0.1
+    distillation: float = 0.0
+    """Share of the loss that compares with a teacher's probabilities, not with the labels (Hinton et
+    al., 2015, arXiv:1503.02531, at temperature 1)."""
     ema_decay: float | None = 0.9999
     """Most decay of the average of weights and statistics (V3 paper); ``None``: no average. See
     :meth:`ema_decay_for`."""
@@ -81,7 +84,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name in ("weight_decay", "warmup_epochs"):
         if getattr(recipe, name) < 0:
             yield f"{name} is {getattr(recipe, name)}, must not be below 0"
-    for name in ("momentum", "rho", "label_smoothing", "ema_decay", "bn_momentum"):
+    for name in ("momentum", "rho", "label_smoothing", "distillation", "ema_decay",
+                 "bn_momentum"):  # fmt: skip
         value = getattr(recipe, name)
         if value is not None and not 0 <= value <= 1:
             yield f"{name} is {value}, must be from 0 to 1"
@@ -107,6 +111,12 @@ RECIPES: dict[str, Recipe] = {
     "finetune": Recipe(
         epochs=8, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.02, schedule="cosine",
         warmup_epochs=0.5, label_smoothing=0.1, ema_decay=0.9999, bn_momentum=0.1, augment="light",
+    ),
+    # Quantization-aware: a trained network goes on with the rounding in place, in steps so small that
+    # it keeps what it knows, led by what it was in float.
+    "int8": Recipe(
+        epochs=1, batch_size=64, optimizer="adamw", lr=2e-4, weight_decay=0.0, schedule="cosine",
+        warmup_epochs=0.05, label_smoothing=0.0, distillation=0.5, ema_decay=None, augment="light",
     ),
 }  # fmt: skip
 
