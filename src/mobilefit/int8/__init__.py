@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mobilefit.int8.correction import correct_biases
+    from mobilefit.int8.fidelity import Fidelity, fidelity_of
     from mobilefit.int8.policy import Policy, Rule
     from mobilefit.int8.quantizer import calibrated, quantize, with_random_ranges, written
-    from mobilefit.int8.sensitivity import LayerSensitivity
+    from mobilefit.int8.sensitivity import LayerSensitivity, sensitivity_of
     from mobilefit.int8.simulation import Simulation
     from mobilefit.int8.training import fit_int8
 
 __all__ = [
-    "LayerSensitivity", "Policy", "Rule", "Simulation", "calibrated", "correct_biases", "fit_int8",
-    "quantize", "with_random_ranges", "written",
+    "Fidelity", "LayerSensitivity", "Policy", "Rule", "Simulation", "calibrated", "correct_biases",
+    "fidelity_of", "fit_int8", "quantize", "sensitivity_of", "with_random_ranges", "written",
 ]  # fmt: skip
-
 _HOMES = {
-    "LayerSensitivity": "sensitivity", "Policy": "policy", "Rule": "policy",
-    "Simulation": "simulation", "calibrated": "quantizer", "correct_biases": "correction",
-    "fit_int8": "training", "quantize": "quantizer", "with_random_ranges": "quantizer",
-    "written": "quantizer",
+    "Fidelity": "fidelity", "fidelity_of": "fidelity",
+    "LayerSensitivity": "sensitivity", "sensitivity_of": "sensitivity",
+    "Policy": "policy", "Rule": "policy", "Simulation": "simulation",
+    "calibrated": "quantizer", "quantize": "quantizer", "with_random_ranges": "quantizer",
+    "written": "quantizer", "correct_biases": "correction", "fit_int8": "training",
 }  # fmt: skip
 
 

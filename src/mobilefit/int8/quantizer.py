@@ -37,7 +37,7 @@ def quantize(
     blob: bytes,
     images: Iterable[np.ndarray],
     *,
-    observer: Observer = "minmax",
+    observer: Observer = "percentile",
     policy: Policy | None = None,
     bias_correction: bool = False,
     edges: Edges = "float",
@@ -72,7 +72,7 @@ def calibrated(
     blob: bytes,
     images: Iterable[np.ndarray],
     *,
-    observer: Observer = "minmax",
+    observer: Observer = "percentile",
     policy: Policy | None = None,
 ) -> Simulation:
     """A float32 file's simulation with ranges from images: what :func:`written` makes a file of.

@@ -32,7 +32,7 @@ class LayerSensitivity:
         return asdict(self)
 
 
-def sensitivity(
+def sensitivity_of(
     simulation: Simulation,
     batches: Sequence[torch.Tensor],
     labels: np.ndarray,

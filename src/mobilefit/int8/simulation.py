@@ -153,6 +153,11 @@ class Simulation(nn.Module):
         exact = arithmetic != "float" and not torch.is_grad_enabled()
         return (_IntegerPass if exact else _Pass)(self, arithmetic, visit, before_activation)(x)
 
+    @property
+    def output_step(self) -> float:
+        """The int8 scale of the output."""
+        return float(_affine(self.ranges)[0][self._slots[self.graph.outputs[0]]])
+
     @contextlib.contextmanager
     def only(self, layer: str) -> Iterator[None]:
         """Within the block, that layer alone is not float."""
