@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from mobilefit.arch import BatchNorm, Block, ClassifierHead, Conv, NetSpec, difference, spec
+from mobilefit.arch.spec import Activation
+from mobilefit.arch.table import table
 from mobilefit.errors import InputError
 
 SMALL = spec("mobilenet_v3_small")
@@ -60,6 +62,35 @@ def test_changes_make_new_values() -> None:
     changed = SMALL.resolution(96).classes(7).padded("torch")
     assert (changed.input_size, changed.head.num_classes, changed.padding) == (96, 7, "torch")
     assert (SMALL.input_size, SMALL.head.num_classes, SMALL.padding) == (224, 1000, "same")
+
+
+@pytest.mark.parametrize("act", ["swish", "relu"])
+def test_activations_are_exchanged_wherever_they_stand(act: Activation) -> None:
+    changed = SMALL.activations({"hard_swish": act})
+    assert changed.last is not None and SMALL.last is not None
+    assert (changed.stem.act, changed.last.act, changed.head.act) == (act, act, act)
+    for old, new in zip(SMALL.blocks, changed.blocks, strict=True):
+        assert new == replace(old, act=act if old.act == "hard_swish" else "relu")
+    assert changed.cost().madds == SMALL.cost().madds
+    assert changed.activations({act: "hard_swish"}) == SMALL or act == "relu"  # relu was there before
+
+
+def test_swish_is_an_activation_like_the_others() -> None:
+    changed = SMALL.activations({"hard_swish": "swish"})
+    assert NetSpec.from_json(changed.to_json()) == changed != SMALL
+    assert changed.id != SMALL.id
+    assert changed.width(0.75).widths == SMALL.width(0.75).widths
+    assert table(changed) == table(SMALL).replace("HS", "SW").replace(SMALL.id, changed.id)
+
+
+def test_two_activations_can_change_places() -> None:
+    changed = SMALL.activations({"hard_swish": "relu", "relu": "hard_swish"})
+    assert [b.act for b in changed.blocks[2:4]] == ["hard_swish", "relu"]
+
+
+def test_an_unknown_activation_gives_the_nearest_name() -> None:
+    with pytest.raises(InputError, match="unknown activation 'swich'; did you mean 'swish'"):
+        SMALL.activations({"hard_swish": "swich"})  # type: ignore[dict-item]
 
 
 # ---- JSON

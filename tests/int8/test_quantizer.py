@@ -26,8 +26,11 @@ def structure(blob):
         q = tensor.quantization
         return tensor.shape, tensor.dtype, tensor.data is None, 0 if q is None else len(q.scale)
 
+    def options(op):
+        return {k: np.asarray(v).tolist() for k, v in vars(op.options).items()} if op.options else None
+
     return [
-        (op.name, vars(op.options) if op.options else None,
+        (op.name, options(op),
          [form(t) for t in op.inputs], [form(t) for t in op.outputs])
         for op in parse(blob).ops
     ]  # fmt: skip

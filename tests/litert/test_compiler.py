@@ -246,7 +246,7 @@ def branching(x):
 
 
 REFUSED = {
-    "a layer without translation": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU()), "'1' (SiLU)"),
+    "a layer without translation": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU()), "'1' (GELU)"),
     "a function without translation": (Call(lambda x: x.sin()), "'sin' (sin)"),
     "two outputs": (Call(lambda x: (x, x)), "output"),
     "wrong channels": (nn.Conv2d(4, 4, 1), "takes 4 channels, not 3"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from mobilefit.litert import compile
 from mobilefit.litert.graph import CODE, parse, serialize
-from mobilefit.litert.passes import fold_scales, lower_hard_swish
+from mobilefit.litert.lowerings import Lowering, lower
 from mobilefit.nn.layers import MaxPool2d
 
 
@@ -49,8 +49,7 @@ def swish():
 
 def lowered(blob):
     graph = parse(blob)
-    lower_hard_swish(graph)
-    fold_scales(graph)
+    lower(graph, Lowering())
     return serialize(graph)
 
 
@@ -125,8 +124,7 @@ def test_a_factor_at_the_output_can_be_dropped(worker, images, reference):
     torch.manual_seed(0)
     net, array = swish(), images((1, 6, 8, 8))
     graph = parse(compile(net, (1, 6, 8, 8)))
-    lower_hard_swish(graph)
-    fold_scales(graph, drop_at_outputs=True)
+    lower(graph, Lowering(), drop_at_outputs=True)
     assert [op.name for op in graph.ops] == ["CONV_2D", "ADD", "MUL"]
     result = worker.run(serialize(graph), array)
     assert np.allclose(result, 6 * reference(net, array), atol=1e-5)

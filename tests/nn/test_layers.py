@@ -141,6 +141,7 @@ def test_order_is_convolution_norm_activation() -> None:
         ("relu", [0, 0, 0, 1, 7]),
         ("relu6", [0, 0, 0, 1, 6]),
         ("hard_swish", [0, -1 / 3, 0, 2 / 3, 7]),
+        ("swish", [-0.0719448, -0.2689414, 0, 0.7310586, 6.9936223]),
         ("none", [-4, -1, 0, 1, 7]),
     ],
 )

@@ -18,7 +18,7 @@ from mobilefit.arch.cost import Cost, count
 from mobilefit.arch.scaling import Excite, Scaling, WidthRules, scale_width
 from mobilefit.errors import InputError, did_you_mean, unknown
 
-Activation = Literal["relu", "relu6", "hard_swish", "none"]
+Activation = Literal["relu", "relu6", "hard_swish", "swish", "none"]
 Op = Literal["inverted", "separable", "fused", "conv"]
 Skip = Literal["identity", "pool", "none"]
 Padding = Literal["same", "torch"]
@@ -155,6 +155,29 @@ class NetSpec:
     def padded(self, padding: Padding) -> NetSpec:
         """The network with ``same`` (TensorFlow) or ``torch`` padding."""
         return replace(self, padding=padding)
+
+    def activations(self, swaps: Mapping[Activation, Activation]) -> NetSpec:
+        """The network with activations exchanged wherever they stand, as in the V3 paper's Table 5.
+
+        ``spec.activations({"hard_swish": "relu"})`` is the ReLU network of the same rows.
+
+        Raises:
+            InputError: a name that is no activation (with the nearest one).
+        """
+        for name in (*swaps, *swaps.values()):
+            if name not in get_args(Activation):
+                raise unknown("activation", name, get_args(Activation))
+
+        def swapped(part: Any) -> Any:
+            return replace(part, act=swaps.get(part.act, part.act))
+
+        return replace(
+            self,
+            stem=swapped(self.stem),
+            blocks=tuple(swapped(block) for block in self.blocks),
+            last=None if self.last is None else swapped(self.last),
+            head=swapped(self.head),
+        )
 
     def cost(self) -> Cost:
         """Exact parameters, multiply-adds and activation sizes, per layer: no torch needed."""

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from mobilefit.arch.spec import Activation, Block, Conv, NetSpec
 
-_NL: dict[Activation, str] = {"relu": "RE", "relu6": "R6", "hard_swish": "HS", "none": "-"}
+_NL: dict[Activation, str] = {
+    "relu": "RE", "relu6": "R6", "hard_swish": "HS", "swish": "SW", "none": "-",
+}  # fmt: skip
 _HEADER = ("#", "input", "operator", "exp", "out", "SE", "NL", "s", "params", "MAdds")
 
 

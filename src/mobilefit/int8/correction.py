@@ -10,6 +10,9 @@ from mobilefit.int8.simulation import Simulation
 from mobilefit.litert.graph import Op
 from mobilefit.litert.passes import LINEAR
 
+_MOST_VALUES = 64 * 3 * 224 * 224
+"""Of the images that are looked at: all of them run at once, which takes a hundred times the memory."""
+
 
 def correct_biases(simulation: Simulation, batches: Sequence[torch.Tensor]) -> None:
     """Shift the bias of every linear layer by the mean error of its outputs, in place.
@@ -19,6 +22,7 @@ def correct_biases(simulation: Simulation, batches: Sequence[torch.Tensor]) -> N
     value before a fused activation.
     """
     images = torch.cat(list(batches))
+    images = images[: max(1, _MOST_VALUES // images[0].numel())]
     reference: dict[Op, torch.Tensor] = {}
 
     def note(op: Op | None, value: torch.Tensor) -> None:

@@ -63,8 +63,8 @@ class Policy:
         return {"rules": [{"pattern": r.pattern, "arithmetic": r.arithmetic} for r in self.rules]}
 
     def of_op(self, op: Op) -> Arithmetic:
-        """The arithmetic of an operator of the graph."""
-        found: Arithmetic = "int8"
+        """The arithmetic of an operator of the graph; HARD_SWISH, where one is left, is float."""
+        found: Arithmetic = "float" if op.code == CODE.HARD_SWISH else "int8"
         for rule in self.rules:
             if _matches(rule.pattern, op):
                 found = rule.arithmetic

@@ -1,8 +1,7 @@
 """From a float32 LiteRT file to int8: per-channel weights, per-tensor activations.
 
 The file is written by the LiteRT quantizer; what is ours is the graph that it gets (see
-``litert.passes``) and the ranges. HARD_SWISH is lowered and its 1/6 folded away first, so that the
-result runs in one XNNPACK partition.
+``litert.lowerings``) and the ranges, so that the result runs in one XNNPACK partition.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ from mobilefit.int8.observers import Observer, observe
 from mobilefit.int8.policy import Policy, exceptions
 from mobilefit.int8.simulation import Simulation
 from mobilefit.litert.graph import CODE, Graph, Op, name_uniquely, parse, serialize
-from mobilefit.litert.passes import ACT, fold_scales, lower_hard_swish
+from mobilefit.litert.lowerings import DEFAULT, INT8, Lowering, arranged, lower, named
+from mobilefit.litert.passes import ACT
 
 Edges = Literal["float", "int8"]
 _BATCH = 16  # images that calibration runs at once: a few hundred MB at 224 pixels
@@ -41,6 +41,7 @@ def quantize(
     policy: Policy | None = None,
     bias_correction: bool = False,
     edges: Edges = "float",
+    lowering: str = DEFAULT,
 ) -> bytes:
     """Quantize a float32 LiteRT file to int8, after training (PTQ).
 
@@ -54,6 +55,7 @@ def quantize(
             (Nagel et al., 2019, arXiv:1906.04721, appendix D).
         edges: ``"float"``: input and output stay float32; ``"int8"``: both are int8, with the scales
             that the file states.
+        lowering: which operators the layers become: a key of ``litert.lowerings.INT8``.
 
     Returns:
         The bytes of the int8 .tflite file, with the metadata and the signature of ``blob``.
@@ -62,10 +64,10 @@ def quantize(
         InputError: ``blob`` is no float32 LiteRT file, an image has another shape, there is no
             image, or a range is not finite; it names the tensor.
     """
-    simulation = calibrated(blob, images, observer=observer, policy=policy)
+    simulation = calibrated(blob, images, observer=observer, policy=policy, lowering=lowering)
     if bias_correction:
         correct_biases(simulation, batches_of(simulation.graph, images))
-    return written(simulation, edges=edges)
+    return written(simulation, edges=edges, lowering=lowering)
 
 
 def calibrated(
@@ -74,12 +76,13 @@ def calibrated(
     *,
     observer: Observer = "percentile",
     policy: Policy | None = None,
+    lowering: str = DEFAULT,
 ) -> Simulation:
     """A float32 file's simulation with ranges from images: what :func:`written` makes a file of.
 
     Args and errors as of :func:`quantize`.
     """
-    graph = lowered(blob)
+    graph = lowered(blob, named(lowering, INT8))
     name_uniquely(graph)
     policy = policy or Policy()
     policy.check(graph)
@@ -89,7 +92,9 @@ def calibrated(
     return Simulation(graph, ranges, policy)
 
 
-def written(simulation: Simulation, *, edges: Edges = "float") -> bytes:
+def written(
+    simulation: Simulation, *, edges: Edges = "float", lowering: str = DEFAULT
+) -> bytes:
     """The int8 file with a simulation's weights and ranges.
 
     Raises:
@@ -97,10 +102,12 @@ def written(simulation: Simulation, *, edges: Edges = "float") -> bytes:
     """
     graph, ranges = simulation.trained_graph(), simulation.range_table()
     limits.fit(graph, ranges)
-    return _quantized(graph, _recipe(simulation.policy, graph, edges), ranges)
+    return _arranged_and_quantized(graph, ranges, simulation.policy, edges, named(lowering, INT8))
 
 
-def with_random_ranges(blob: bytes, *, edges: Edges = "float") -> bytes:
+def with_random_ranges(
+    blob: bytes, *, edges: Edges = "float", lowering: str = DEFAULT
+) -> bytes:
     """The int8 file that ``quantize`` would make, with made-up ranges: for latency only.
 
     Same operators, types and shapes, so the same latency, without running a single image. Its
@@ -111,20 +118,24 @@ def with_random_ranges(blob: bytes, *, edges: Edges = "float") -> bytes:
         edges: "float" as ``quantize`` does; "int8" for a fragment of a network: input and output
             are int8, and a factor of 1/6 that reaches the output is left out, since in the whole
             network the next layer takes both.
+        lowering: as of :func:`quantize`.
 
     Raises:
         InputError: ``blob`` is no float32 LiteRT file.
     """
-    graph = lowered(blob, drop_at_outputs=edges == "int8")
+    chosen = named(lowering, INT8)
+    graph = lowered(blob, chosen, drop_at_outputs=edges == "int8")
     name_uniquely(graph)
     ranges = {t.name: span(-4.0, 4.0) for t in graph.inputs}
     for op in graph.ops:
         ranges[op.output.name] = _made_up(op)
     limits.fit(graph, ranges)
-    return _quantized(graph, _recipe(Policy(), graph, edges), ranges)
+    return _arranged_and_quantized(graph, ranges, Policy(), edges, chosen)
 
 
-def lowered(blob: bytes, *, drop_at_outputs: bool = False) -> Graph:
+def lowered(
+    blob: bytes, lowering: Lowering = INT8[DEFAULT], *, drop_at_outputs: bool = False
+) -> Graph:
     """The graph of a float32 file, made of operators that have an int8 form in the delegate.
 
     Raises:
@@ -135,8 +146,7 @@ def lowered(blob: bytes, *, drop_at_outputs: bool = False) -> Graph:
         op.code in (CODE.QUANTIZE, CODE.DEQUANTIZE) for op in graph.ops
     ):
         raise InputError("the LiteRT model is already quantized", "give the float32 file")
-    lower_hard_swish(graph)
-    fold_scales(graph, drop_at_outputs=drop_at_outputs)
+    lower(graph, lowering, drop_at_outputs=drop_at_outputs)
     return graph
 
 
@@ -164,6 +174,14 @@ def batches_of(graph: Graph, images: Iterable[np.ndarray]) -> list[torch.Tensor]
 
 
 # ---- the LiteRT quantizer
+
+
+def _arranged_and_quantized(
+    graph: Graph, ranges: dict[str, Range], policy: Policy, edges: Edges, lowering: Lowering
+) -> bytes:
+    graph, same = arranged(graph, lowering, lambda op: policy.of_op(op) == "int8")
+    ranges = ranges | {new: ranges[old] for new, old in same.items()}
+    return _quantized(graph, _recipe(policy, graph, edges), ranges)
 
 
 def _recipe(policy: Policy, graph: Graph, edges: Edges) -> recipe_manager.RecipeManager:

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from mobilefit.errors import InputError
 from mobilefit.litert.graph import CODE, Graph, Op, Tensor, encode_metadata, serialize
-from mobilefit.litert.passes import ACT, LINEAR, add_op, fold_scales, mul_op, scalar
+from mobilefit.litert.lowerings import DEFAULT, FLOAT, lower, named
+from mobilefit.litert.passes import ACT, LINEAR, add_op, merge_projections, mul_op, scalar
 
 _FUSES = LINEAR | {CODE.ADD, CODE.MUL}
 _SIXTH = 1 / 6
@@ -32,6 +33,7 @@ def compile(
     input_shape: tuple[int, ...],
     *,
     metadata: dict[str, Any] | None = None,
+    lowering: str = DEFAULT,
 ) -> bytes:
     """Compile a network, a block or a single layer to a float32 LiteRT flatbuffer.
 
@@ -39,6 +41,7 @@ def compile(
         net: a module of standard layers; its weights are read, nothing in it is changed.
         input_shape: ``(batch, channels, height, width)``, or ``(batch, features)``.
         metadata: JSON-able; stored in the file, see ``read_metadata``.
+        lowering: which operators h-swish and hard-sigmoid become: a key of ``lowerings.FLOAT``.
 
     Returns:
         The bytes of the .tflite file: signature "serving_default", input "input" (NHWC, or
@@ -53,7 +56,8 @@ def compile(
             "every side is 1 or more",
         )
     graph = _Compiler(net, tuple(input_shape)).run()
-    fold_scales(graph)
+    merge_projections(graph)
+    lower(graph, named(lowering, FLOAT))
     graph.metadata = encode_metadata(metadata)
     return serialize(graph)
 
@@ -341,6 +345,13 @@ def _sigmoid(c: _Compiler, node: fx.Node, module: nn.Module | None = None) -> Te
     return c.emit(Op(CODE.LOGISTIC, [x], [Tensor(_name(node), x.shape)]))
 
 
+def _swish(c: _Compiler, node: fx.Node, module: nn.Module | None = None) -> Tensor:
+    """x * sigmoid(x)"""
+    x, name = c.input(node), _name(node)
+    gate = c.emit(Op(CODE.LOGISTIC, [x], [Tensor(f"{name}/sigmoid", x.shape)]))
+    return c.emit(mul_op(x, gate, Tensor(name, x.shape)))
+
+
 # ---- pooling, shapes
 
 
@@ -451,6 +462,7 @@ _MODULES: dict[type[nn.Module], ModuleHandler] = {
     nn.Hardswish: _hard_swish,
     nn.Hardsigmoid: _hard_sigmoid,
     nn.Sigmoid: _sigmoid,
+    nn.SiLU: _swish,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.AvgPool2d: _average_pool,
     nn.MaxPool2d: _max_pool,

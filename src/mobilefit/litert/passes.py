@@ -1,9 +1,7 @@
-"""Exact rewrites of a float32 graph: h-swish in parts, and constant factors moved into weights.
+"""Exact rewrites of a float32 graph: constant factors moved into weights, projections merged.
 
-XNNPACK has no int8 HARD_SWISH, so each one splits the delegate: MobileNetV3-Large as the stock
-tools quantize it runs in 22 partitions, slower than float. ``x * relu6(x + 3) / 6`` made of ADD
-with a fused RELU6 and MUL stays in the delegate, and its 1/6 costs nothing once it is moved into
-the weights of the next linear layer.
+h-swish is ``x * relu6(x + 3) / 6`` (see ``lowerings``), and so is its gate's little sister; their 1/6
+costs nothing once it is moved into the weights of the next linear layer.
 """
 
 from __future__ import annotations
@@ -46,24 +44,55 @@ def mul_op(a: Tensor, b: Tensor, out: Tensor) -> Op:
     return Op(CODE.MUL, [a, b], [out], schema.MulOptionsT())
 
 
-def lower_hard_swish(graph: Graph) -> None:
-    """Replace every HARD_SWISH by ``MUL(MUL(x, relu6(x + 3)), 1/6)``, in place."""
+def merge_projections(graph: Graph) -> None:
+    """Make one of two 1x1 convolutions with nothing between them, in place, where that is less work.
+
+    ``W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)``. V3-Small's first row ends in a projection of 16
+    channels to 16, which the next row expands to 72: 16 * 72 products are less than 16 * 16 + 16 * 72.
+    """
+    makers, uses = graph.producers(), graph.uses()
     ops: list[Op] = []
     for op in graph.ops:
-        ops.extend(_hard_swish_parts(op) if op.code == CODE.HARD_SWISH else [op])
+        x = op.inputs[0]
+        first = None if x is None or uses[x] != 1 else makers.get(x)
+        if first is not None and _are_one(first, op):
+            ops.remove(first)
+            op = makers[op.output] = _merged(first, op)
+        ops.append(op)
     graph.ops = ops
 
 
-def _hard_swish_parts(op: Op) -> list[Op]:
-    x, y = op.inputs[0], op.output
-    assert x is not None
-    gate = Tensor(f"{y.name}/relu6", x.shape)
-    product = Tensor(f"{y.name}/product", x.shape)
-    return [
-        add_op(x, scalar(f"{y.name}/three", 3.0), gate, ACT.RELU6),
-        mul_op(x, gate, product),
-        mul_op(product, scalar(f"{y.name}/sixth", 1 / 6), y),
+def _are_one(first: Op, second: Op) -> bool:
+    if first.activation != ACT.NONE or not (_is_pointwise(first) and _is_pointwise(second)):
+        return False
+    (inner, _), (outer, _) = _matrix(first), _matrix(second)
+    return bool(inner.shape[1] * outer.shape[0] <= inner.size + outer.size)
+
+
+def _merged(first: Op, second: Op) -> Op:
+    (inner, b1), (outer, b2) = _matrix(first), _matrix(second)
+    constants = [t for t in second.inputs[1:] if t is not None]
+    data = ((outer @ inner)[:, None, None, :], outer @ b1 + b2)
+    renewed = [
+        Tensor.constant(t.name, d.astype(np.float32)) for t, d in zip(constants, data, strict=True)
     ]
+    return Op(second.code, [first.inputs[0], *renewed], second.outputs, second.options)
+
+
+def _is_pointwise(op: Op) -> bool:
+    if op.code != CODE.CONV_2D:
+        return False
+    weight = op.inputs[1]
+    assert weight is not None
+    return bool(weight.shape[1:3] == (1, 1) and op.options.strideH == op.options.strideW == 1)
+
+
+def _matrix(op: Op) -> tuple[np.ndarray, np.ndarray]:
+    """Weights ``[out, in]`` and bias of a 1x1 convolution."""
+    _, weight, bias = op.inputs
+    assert weight is not None and weight.data is not None
+    assert bias is not None and bias.data is not None
+    return weight.data[:, 0, 0].astype(np.float64), bias.data.astype(np.float64)
 
 
 def fold_scales(graph: Graph, *, drop_at_outputs: bool = False) -> None:

@@ -12,6 +12,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "hard_swish": nn.Hardswish,
+    "swish": nn.SiLU,
     "none": nn.Identity,
 }
 
