@@ -45,6 +45,7 @@ def test_everything_goes_to_json() -> None:
     assert value == {
         "p10_ms": 1.2, "median_ms": 2.0, "p90_ms": 2.8, "runs": 3, "stable": False,
         "threads": 1, "core": 0, "device": "d", "runtime": "r", "date": "now",
+        "others": None, "governor": None, "rounds": None,
     }  # fmt: skip
     assert Latency(**value) == latency([1.0, 2.0, 3.0], stable=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec, spec
-from mobilefit.device import LatencyTable, TableCheck, device_id, units
+from mobilefit.device import LatencyTable, Phone, TableCheck, device_id, units
 from mobilefit.errors import InputError
 from mobilefit.litert.graph import parse
 from mobilefit.runtime import TimingSamples, Worker
@@ -286,6 +286,46 @@ def test_a_table_with_a_wrong_value_is_refused(tmp_path: Path, change: dict[str,
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"table\.json"):
         LatencyTable.load(tmp_path / "table.json")
+
+
+# ---- on a phone
+
+
+class ClockPhone(Phone):
+    """A phone without adb, whose clock is :class:`Clock`'s."""
+
+    def __init__(self, device_id: str = "a telephone") -> None:
+        self.device_id, self.core, self.clock = device_id, 7, Clock()
+        self.cores: set[int | None] = set()
+
+    def time_many(self, blobs, **options):  # type: ignore[no-untyped-def]
+        self.cores.add(options["core"])
+        return self.clock.time_many(blobs, **options)
+
+
+def test_a_table_of_a_phone_is_measured_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(Worker, "time_many")  # nothing may be timed here
+    phone = ClockPhone()
+    made = LatencyTable.build(TINY, worker=phone)
+    assert made.device == "a telephone" and phone.cores == {7}
+    path = tmp_path / "table.json"
+    made.save(path)
+    again = LatencyTable.load(path, worker=phone)
+    assert again.predict(TINY) == made.predict(TINY)
+    assert again.predict(TINY.classes(5)) == pytest.approx(made.predict(TINY), rel=0.2)
+    assert len(again.rows) == len(made.rows) + 1
+    for other in (None, Worker(), ClockPhone("another telephone")):
+        with pytest.raises(InputError, match="measured on 'a telephone', this is '"):
+            LatencyTable.load(path, worker=other)
+
+
+def test_a_table_of_this_machine_is_not_a_phones(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    table().save(path)
+    with pytest.raises(InputError, match="this is 'a telephone'"):
+        LatencyTable.load(path, worker=ClockPhone())
 
 
 # ---- for real

@@ -44,7 +44,7 @@ def words(world: World, out: Path, latency: str = "40%", **changes: object) -> l
     """A design that takes a second or two."""
     options = {
         "latency": latency, "seed_network": world.spec, "resolution": 32, "epochs": 1, "delta": 0.05,
-        "tune_steps": 2, "out": out, **changes,
+        "tune_steps": 2, "max_drop": 50, "out": out, **changes,
     }  # fmt: skip
     found = ["design", str(options.pop("data", world.images))]
     for name, value in options.items():
@@ -187,6 +187,19 @@ def test_a_quality_gate(
     assert lines[-1].startswith(f"mobilefit: the final network is {over:.3f} ms over the budget")
     assert {"record.json", "report.html", "model_int8.tflite"} <= set(contents(out))
     assert run(*words(world, out)) == 3  # said again, not done again
+
+
+def test_a_gate_on_what_int8_loses(
+    world: World, finished: Path, tmp_path: Path, refused: REFUSED
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    found = record(out)
+    found["final"] |= {"accuracy_float": 0.9, "accuracy_int8": 0.375}
+    write_json(out / "record.json", found)
+    said = refused(*words(world, out), code=3)
+    assert said.startswith("int8 loses 52.50 points, more than --max-drop 50; mobilefit quantize")
+    assert f"{out / 'model_float32.tflite'} {world.images} --method qat" in said
 
 
 # ---- budgets that ask for nothing, or too much

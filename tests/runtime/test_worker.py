@@ -39,11 +39,14 @@ def blob(net):
 
 @pytest.fixture(scope="module")
 def fatal(blob):
-    """A file whose infinite scale makes LiteRT abort."""
+    """A file whose enormous scale makes LiteRT abort."""
+    return with_scale(blob, 3e38)
+
+
+def with_scale(blob, value):
     graph = parse(with_random_ranges(blob))
-    infinite = np.asarray([np.inf], np.float32)
     for op in graph.ops[2:4]:  # the parts of the h-swish
-        op.output.quantization = Quantization(infinite, np.asarray([0]))
+        op.output.quantization = Quantization(np.asarray([value], np.float32), np.asarray([0]))
     return serialize(graph)
 
 
@@ -115,6 +118,7 @@ def test_operators_outside_of_the_delegate_are_found(blob, worker, images):
     assert whole.ops == ("CONV_2D", "HARD_SWISH", "CONV_2D")
     assert (whole.partitions, whole.outside) == (1, ())
     assert whole.runtime.startswith("ai-edge-litert 2")
+    assert whole.inputs == ("input float32 [1, 16, 16, 3]",)
     tool = stock.Quantizer(blob, recipe.static_wi8_ai8())  # leaves int8 HARD_SWISH in the graph
     ranges = tool.calibrate({"serving_default": [{"input": images((1, 3, 16, 16))}]})
     split = worker.inspect(bytes(tool.quantize(ranges).quantized_model))
@@ -141,6 +145,35 @@ def test_a_killed_child_is_told_and_replaced(blob, images):
         with pytest.raises(RuntimeCrash, match="SIGKILL"):
             worker.inspect(blob)
         assert worker.inspect(blob).partitions == 1
+
+
+@pytest.mark.parametrize("scale", [np.inf, np.nan, -1.0])
+def test_a_scale_that_is_no_number_does_not_reach_the_runtime(blob, scale, worker):
+    worker.inspect(blob)
+    child = worker._child.process.pid
+    with pytest.raises(InputError, match=f"the scale of .*tensor '1/.*' is {scale:g}") as caught:
+        worker.inspect(with_scale(blob, scale))
+    assert not isinstance(caught.value, RuntimeCrash)
+    assert worker._child.process.pid == child
+
+
+def test_a_child_that_hangs_is_given_up(blob):
+    with Worker(patience=1.0) as worker:
+        worker.inspect(blob)
+        process = worker._child.process
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeCrash, match="LiteRT gave no sign of life for 1 s"):
+            worker.inspect(blob)
+        assert process.returncode is not None
+        assert worker.inspect(blob).partitions == 1
+
+
+def test_long_work_gives_signs_of_life(blob):
+    endless = StopRule(max_runs=10**9, min_seconds=9.0, max_seconds=1.2)
+    with Worker() as worker:
+        worker.inspect(blob)  # the child starts
+        worker.patience = 0.6
+        assert not worker.time(blob, rule=endless).stable
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.99])

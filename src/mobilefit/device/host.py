@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from mobilefit.device import busy
 from mobilefit.device.protocol import Latency, Protocol
 from mobilefit.runs import machine, now, sha256
-from mobilefit.runtime import Worker, available_cores, runtime_version
+from mobilefit.runtime import LITERT, Worker, available_cores, runtime_version
 
 
 @functools.cache
-def device_id() -> str:
+def device_id(runtime: str = LITERT) -> str:
     """Names what a latency depends on: the processor, its vector extensions, and the runtime."""
     facts = machine()
     flags = sha256(" ".join(facts["cpu_flags"]).encode())[:6]
-    return f"{facts['cpu']} [{flags}], {runtime_version()}"
+    return f"{facts['cpu']} [{flags}], {runtime_version(runtime)}"
 
 
 @functools.cache
@@ -36,18 +37,39 @@ def measure(
 
 
 def measure_many(
-    blobs: Sequence[bytes], protocol: Protocol | None = None, *, worker: Worker | None = None
+    blobs: Sequence[bytes],
+    protocol: Protocol | None = None,
+    *,
+    worker: Worker | None = None,
+    runtimes: Sequence[str] | None = None,
 ) -> list[Latency]:
-    """Measure several files side by side, in turns, so that their ratios can be trusted."""
+    """Measure several files side by side, in turns, so that their ratios can be trusted.
+
+    Args:
+        runtimes: the name of each file's, all by LiteRT when left out; see ``mobilefit.runtime``.
+
+    Raises:
+        InputError: a file is damaged or does not load, or a runtime is not installed.
+    """
     protocol = protocol or Protocol()
-    core = protocol.core
-    if core is None and protocol.threads == 1:
-        core = max(available_cores(), default=None)
+    core = chosen_core(protocol)
+    load = busy.recent(core)
+    names = list(runtimes or [LITERT] * len(blobs))
+    # A worker that knows LiteRT alone need not take runtimes.
+    more = {"runtimes": names} if set(names) - {LITERT} else {}
     samples = (worker or shared_worker()).time_many(
-        blobs, threads=protocol.threads, core=core, rule=protocol.rule
+        blobs, threads=protocol.threads, core=core, rule=protocol.rule, **more
     )
     return [
-        Latency.of(times, threads=protocol.threads, core=core, device=device_id(),
-                   runtime=runtime_version(), date=now())
-        for times in samples
+        Latency.of(times, threads=protocol.threads, core=core, device=device_id(name),
+                   runtime=runtime_version(name), date=now(), others=load.others,
+                   governor=load.governor)
+        for times, name in zip(samples, names, strict=True)
     ]  # fmt: skip
+
+
+def chosen_core(protocol: Protocol) -> int | None:
+    """The core that a measurement is pinned to; several threads are not pinned."""
+    if protocol.core is None and protocol.threads == 1:
+        return max(available_cores(), default=None)
+    return protocol.core

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from mobilefit.device.busy import BUSY
 from mobilefit.runtime import StopRule, TimingSamples
 
 
@@ -37,6 +38,19 @@ class Latency:
     """See :func:`mobilefit.device.device_id`."""
     runtime: str
     date: str
+    others: float | None = None
+    """Share of the core's time, 0 to 1, that others took just before (:mod:`~.busy`); ``None``: not
+    known."""
+    governor: str | None = None
+    """Of the core's frequency, where the system tells it."""
+    rounds: int | None = None
+    """How many rounds of runs, where the device tells the average of a round alone: a phone. The
+    deciles and the median are then those of the averages."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether others kept the core so busy that the latency may show it."""
+        return self.others is not None and self.others > BUSY
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -26,6 +26,7 @@ from torch import nn
 
 from mobilefit import int8, litert
 from mobilefit.arch import Block, NetSpec
+from mobilefit.device.android import Phone
 from mobilefit.device.host import device_id, shared_worker
 from mobilefit.errors import InputError
 from mobilefit.nn import Network, build
@@ -90,7 +91,7 @@ class LatencyTable:
         offset: milliseconds.
         scale: without unit.
         frozen: measure nothing more; a row that is missing is an error.
-        worker: measures; the shared one when left out.
+        worker: measures, here or on a phone; this machine's shared one when left out.
         nominal: milliseconds of the ``reference`` network and of an ``empty`` call when the table
             was begun.
     """
@@ -100,13 +101,13 @@ class LatencyTable:
     offset: float = 0.0
     scale: float = 1.0
     frozen: bool = False
-    worker: Worker | None = None
+    worker: Worker | Phone | None = None
     nominal: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, spec: NetSpec, *, worker: Worker | None = None) -> LatencyTable:
-        """A table for a network and its narrower relatives, fitted to this machine."""
-        table = cls(device=device_id(), worker=worker)
+    def build(cls, spec: NetSpec, *, worker: Worker | Phone | None = None) -> LatencyTable:
+        """A table for a network and its narrower relatives, fitted to where the worker measures."""
+        table = cls(device=_device(worker), worker=worker)
         table.fit([spec.width(width) for width in FIT_WIDTHS])
         return table
 
@@ -172,8 +173,8 @@ class LatencyTable:
                           "rows": self.rows})  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path, *, worker: Worker | None = None) -> LatencyTable:
-        """Read a table that was measured on this device.
+    def load(cls, path: Path, *, worker: Worker | Phone | None = None) -> LatencyTable:
+        """Read a table that was measured where the worker measures.
 
         Raises:
             InputError: it is missing or damaged, or comes from another device (names both).
@@ -189,9 +190,9 @@ class LatencyTable:
                         scale=float(value["scale"]), nominal=nominal, worker=worker)  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a latency table: {error!r}", "build it again") from error
-        if table.device != device_id():
+        if table.device != _device(worker):
             raise InputError(
-                f"{path} was measured on '{table.device}', this is '{device_id()}'",
+                f"{path} was measured on '{table.device}', this is '{_device(worker)}'",
                 "build a table on this device",
             )
         return table
@@ -213,7 +214,10 @@ class LatencyTable:
 
     def _times(self, rule: StopRule, *blobs: bytes) -> list[float]:
         worker = self.worker or shared_worker()
-        core = max(available_cores(), default=None)
+        if isinstance(worker, Phone):
+            core: int | None = worker.core
+        else:
+            core = max(available_cores(), default=None)
         return [times.median for times in worker.time_many(blobs, core=core, rule=rule)]
 
 
@@ -242,6 +246,11 @@ def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float:
 
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
+
+
+def _device(worker: Worker | Phone | None) -> str:
+    """What a worker's figures depend on."""
+    return worker.device_id if isinstance(worker, Phone) else device_id()
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mobilefit import adapt as netadapt
-from mobilefit import train
+from mobilefit import device, train
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.data import load
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.options import option, parse_budget
+from mobilefit.jobs.options import device_option, option, parse_budget, tool_option
 from mobilefit.nn import load_network, save_weights
 from mobilefit.progress import Voice
 from mobilefit.runs import read_jsonl, write_atomic
@@ -32,6 +32,8 @@ class AdaptConfig:
     tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000)")
     recipe: str = option("fast", help="of the fine-tuning, at a quarter of its rate")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
+    device: str = device_option()
+    benchmark_model: Path | None = tool_option()
     seed: int = option(0, help="of everything random")
     out: Path = option(Path("runs/adapt"), help="run folder")
     quiet: bool = option(False, help="show no progress")
@@ -46,6 +48,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     budget = parse_budget(config.latency)
     lab.check_positive(delta=config.delta, decay=config.decay, tune_steps=config.tune_steps)
     train.recipe(config.recipe)  # a wrong name is told before the images are read
+    device.check_target(config.device, config.benchmark_model)
     network = load_network(config.weights)
     data = load(config.data, seed=config.seed)
     if network.spec.head.num_classes != len(data.classes):
@@ -55,25 +58,27 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
     voice = Voice(quiet=config.quiet)
-    seed_ms = run.stage("start", lambda: lab.measured([network.spec])[0].median_ms)
-    table = lab.OpenTable(run.path / lab.TABLE, config.table).fitted(network.spec, voice)
-    preset = data.preset(network.spec.input_size)
-    held = lab.held_out(data, 2000, config.seed)
-    tools = Tools(
-        latency=table.predict,
-        confirm=lab.Confirm(network, seed_ms),
-        tune=lab.tuner(
-            data, preset, lab.recipe_for(config.recipe, None, data), config.tune_steps
-        ),
-        accuracy=lambda candidate: lab.accuracy(candidate, held, preset),
-        images=len(held),
-    )
-    settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
-                             decay=config.decay, rule=config.rule)  # fmt: skip
-    with run.timed("netadapt"):
-        found = netadapt.adapt(
-            network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice
+    with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
+        seed_ms = run.stage("start", lambda: lab.measured([network.spec], phone)[0].median_ms)
+        table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
+        table.fitted(network.spec, voice)
+        preset = data.preset(network.spec.input_size)
+        held = lab.held_out(data, 2000, config.seed)
+        tools = Tools(
+            latency=table.predict,
+            confirm=lab.Confirm(network, seed_ms, phone),
+            tune=lab.tuner(
+                data, preset, lab.recipe_for(config.recipe, None, data), config.tune_steps
+            ),
+            accuracy=lambda candidate: lab.accuracy(candidate, held, preset),
+            images=len(held),
         )
+        settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
+                                 decay=config.decay, rule=config.rule)  # fmt: skip
+        with run.timed("netadapt"):
+            found = netadapt.adapt(
+                network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice
+            )
     spec = replace(found.spec, name=f"{network.spec.name}_adapted")
     write_atomic(run.path / "adapted.json", spec.to_json() + "\n")
     save_weights(lab.last_step(run.path / "netadapt", network), run.path / "model.safetensors")

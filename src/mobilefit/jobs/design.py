@@ -13,16 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mobilefit import adapt, report
+from mobilefit import adapt, device, report
 from mobilefit import search as nas
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.device import Phone
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.jobs import lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
-from mobilefit.jobs.options import Budget, option, parse_budget
+from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
 from mobilefit.jobs.plan import Plan
 from mobilefit.jobs.searching import FullTraining, Search, Searching
 from mobilefit.nn import Network, save_weights
@@ -67,7 +68,10 @@ class DesignConfig:
     recipe: str | None = option(
         None, help="how to train: fast, finetune, paper (default: finetune with --weights, else fast)"
     )
+    max_drop: float = option(1.0, help="most points of accuracy that int8 may lose: more is exit code 3")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
+    device: str = device_option()
+    benchmark_model: Path | None = tool_option()
     out: Path | None = option(None, help="run folder (default: runs/design-...)")
     quiet: bool = option(False, help="show no progress")
 
@@ -86,9 +90,11 @@ def design(config: DesignConfig) -> dict[str, Any]:
     if run.finished:
         voice(f"{run.path} holds this run, finished; delete the folder to run it again")
     else:
-        data = load(config.data, seed=config.seed)
-        _Chain(config, budget, run, data, voice).run_all()
-    return _closing(run)
+        with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
+            lab.check_table(config.table, run.path, phone)
+            data = load(config.data, seed=config.seed)
+            _Chain(config, budget, run, data, voice, phone).run_all()
+    return _closing(run, config)
 
 
 def default_out(config: DesignConfig) -> Path:
@@ -96,6 +102,7 @@ def default_out(config: DesignConfig) -> Path:
     share = config.latency.replace("%", "pct").replace("/", "_")
     network = config.space if config.seed_network == SEARCH else config.seed_network
     words = [Path(config.data).name, Path(network).stem, str(config.resolution), share]
+    words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("design-" + "-".join(words))
 
 
@@ -114,21 +121,29 @@ def _check(config: DesignConfig) -> None:
             "name the network with --seed-network as well",
         )
     searching.check_names(config.space, config.strategy, config.reward)
-    lab.check_table(config.table, config.out or default_out(config))
+    device.check_target(config.device, config.benchmark_model)
     if config.recipe is not None:
         recipe(config.recipe)
 
 
-def _closing(run: RunFolder) -> dict[str, Any]:
+def _closing(run: RunFolder, config: DesignConfig) -> dict[str, Any]:
     record = run.record()
     print(report.summary_table(record))
     for name in (*record["final"]["files"].values(), "report.html"):
         print(run.path / name)
-    over = record["final"]["latency"]["median_ms"] - record["budget_ms"]
+    final = record["final"]
+    over = final["latency"]["median_ms"] - record["budget_ms"]
     if over > 0:
         raise QualityGateError(
             f"the final network is {over:.3f} ms over the budget of {record['budget_ms']:.3f} ms",
             "the machine may have been slower at the end: see the report; or give a lower --latency",
+        )
+    drop = 100 * (final["accuracy_float"] - final["accuracy_int8"])
+    if drop > config.max_drop:
+        raise QualityGateError(
+            f"int8 loses {drop:.2f} points, more than --max-drop {config.max_drop:g}",
+            f"mobilefit quantize {run.path / final['files']['float32']} {config.data} --method qat trains "
+            "it with the rounding in place",
         )
     return record
 
@@ -138,14 +153,15 @@ class _Chain:
 
     def __init__(
         self, config: DesignConfig, budget: Budget, run: RunFolder, data: ClassificationData,
-        voice: Voice,
+        voice: Voice, phone: Phone | None,
     ) -> None:  # fmt: skip
         self.config, self.budget, self.run, self.data, self.voice = config, budget, run, data, voice
+        self.phone = phone
         self.space = _space(config, data)
         self.family_spec = _family_spec(config, data) if self.space is None else self.space.base
         self.seed_spec = self.family_spec  # until a search has found one
         self.preset: Preset = data.preset(config.resolution)
-        self.table = lab.OpenTable(run.path / lab.TABLE, config.table)
+        self.table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         self.searched: dict[str, Any] | None = None
         self.plan: Plan
 
@@ -184,14 +200,14 @@ class _Chain:
 
     def start(self) -> dict[str, Any]:
         """Measure the family's network, and see that the budget can be met."""
-        seed_ms = lab.measured([self.family_spec])[0].median_ms
+        seed_ms = lab.measured([self.family_spec], self.phone)[0].median_ms
         budget_ms = self.budget.of(seed_ms)
         smallest = self.family_spec
         if self.space is not None:
             smallest = self.space.spec(self.space.smallest())
-        lowest = lab.floor(smallest)
+        lowest = lab.floor(smallest, self.phone)
         if lowest > budget_ms:
-            name, least = lab.family_floor(self.family_spec)
+            name, least = lab.family_floor(self.family_spec, self.phone)
             what = self.config.seed_network if self.space is None else f"the space {self.space.name}"
             raise InputError(
                 f"no network made from {what} at {self.config.resolution} px "
@@ -292,7 +308,7 @@ class _Chain:
         held = lab.held_out(self.data, self.plan.held_images, self.config.seed)
         tools = Tools(
             latency=self.table.predict,
-            confirm=lab.Confirm(seed_network, seed_ms),
+            confirm=lab.Confirm(seed_network, seed_ms, self.phone),
             tune=lab.tuner(self.data, self.preset, self.plan.recipe(), self.plan.tune_steps),
             accuracy=lambda network: lab.accuracy(network, held, self.preset),
             images=len(held),
@@ -313,7 +329,7 @@ class _Chain:
             low, high = (middle, high) if narrower else (low, middle)
         around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
         near = list({s.id: s for s in (self.family_spec.width(w / 100) for w in around)}.values())
-        aim, *found = lab.measured([final, *near])
+        aim, *found = lab.measured([final, *near], self.phone)
         best = min(range(len(near)), key=lambda i: abs(found[i].median_ms - aim.median_ms))
         return near[best].to_dict()
 
@@ -328,10 +344,10 @@ class _Chain:
             blobs = [*(file.int8 for file in files), files[chosen].float32]
             if self.searched is not None:
                 blobs.append(int8_for_timing(self.family_spec))
-            measured = lab.side_by_side(blobs)
+            measured = lab.side_by_side(blobs, self.phone)
             latencies, in_float = measured[: len(files)], measured[len(files)]
             found = [
-                lab.result(entry, file, latency, self.data, self.preset)
+                lab.result(entry, file, latency)
                 for entry, file, latency in zip(entries, files, latencies, strict=True)
             ]
             names = lab.write_files(self.run.path, files[chosen])

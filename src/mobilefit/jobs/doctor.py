@@ -14,6 +14,7 @@ import torch
 
 from mobilefit import arch, device, litert
 from mobilefit.data import load
+from mobilefit.device import adb
 from mobilefit.errors import MobilefitError, QualityGateError
 from mobilefit.jobs.model import input_shape, int8_for_timing, network_for
 from mobilefit.jobs.options import option
@@ -44,6 +45,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     print(f"training on: {'cuda' if torch.cuda.is_available() else 'cpu'}")
     checks: dict[str, Callable[[], str]] = {
         "compile and run": _chain, "latency": _steadiness, "space": lambda: _space(config.out),
+        "phones": _phones,
     }  # fmt: skip
     if config.data is not None:
         source = config.data
@@ -96,6 +98,16 @@ def _space(folder: Path) -> str:
     if free < SPACE_GB:
         raise QualityGateError(f"{free:.1f} GB free at {folder}", f"a run may take {SPACE_GB} GB")
     return f"{free:.0f} GB free"
+
+
+def _phones() -> str:
+    """What adb sees; that there is none is no fault."""
+    if shutil.which("adb") is None:
+        return "no adb here; --device android needs it"
+    try:
+        return ", ".join(map(str, adb.seen())) or "none plugged in"
+    except MobilefitError as error:
+        return f"none seen: {error}"
 
 
 def _images(source: str) -> str:

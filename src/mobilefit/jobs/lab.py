@@ -17,9 +17,9 @@ from mobilefit import adapt, device, int8, litert
 from mobilefit.arch import FAMILY, NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset
 from mobilefit.data.splits import stratified
-from mobilefit.device import Latency, LatencyTable
+from mobilefit.device import Latency, LatencyTable, Phone
 from mobilefit.errors import InputError
-from mobilefit.jobs.model import Exported, evaluate_file, input_shape, int8_for_timing
+from mobilefit.jobs.model import Exported, input_shape, int8_for_timing
 from mobilefit.nn import Network, load_network
 from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
@@ -91,22 +91,24 @@ def last_step(folder: Path, seed_network: Network) -> Network:
     return load_network(steps[-1]) if steps else seed_network
 
 
-# ---- latency
+# ---- latency; here, or on the phone that is given
 
 
-def side_by_side(blobs: Sequence[bytes]) -> list[Latency]:
+def side_by_side(blobs: Sequence[bytes], phone: Phone | None = None) -> list[Latency]:
     """Latency of files in turns, the fastest of three passes each.
 
     A pass lasts about a second, and a shared machine can be slow for that long: the slowest of three
-    would be the neighbours' doing, not the network's.
+    would be the neighbours' doing, not the network's. A phone measures in rounds, and has no neighbours.
     """
+    if phone is not None:
+        return phone.measure_many(blobs)
     passes = [device.measure_many(blobs) for _ in range(PASSES)]
     return [min(found, key=lambda latency: latency.median_ms) for found in zip(*passes, strict=True)]
 
 
-def measured(specs: Sequence[NetSpec]) -> list[Latency]:
+def measured(specs: Sequence[NetSpec], phone: Phone | None = None) -> list[Latency]:
     """End-to-end latency of int8 networks side by side; weights do not matter."""
-    return side_by_side([int8_for_timing(spec) for spec in specs])
+    return side_by_side([int8_for_timing(spec) for spec in specs], phone)
 
 
 def narrowest(spec: NetSpec) -> NetSpec:
@@ -116,16 +118,17 @@ def narrowest(spec: NetSpec) -> NetSpec:
     return spec
 
 
-def floor(spec: NetSpec) -> float:
+def floor(spec: NetSpec, phone: Phone | None = None) -> float:
     """Milliseconds of the smallest network that NetAdapt can reach."""
-    return measured([narrowest(spec)])[0].median_ms
+    return measured([narrowest(spec)], phone)[0].median_ms
 
 
-def family_floor(like: NetSpec) -> tuple[str, float]:
+def family_floor(like: NetSpec, phone: Phone | None = None) -> tuple[str, float]:
     """The network of the family that can become fastest at this size, and its milliseconds."""
     specs = [narrowest(s.resolution(like.input_size).classes(like.head.num_classes))
              for s in FAMILY.values()]  # fmt: skip
-    found = dict(zip(FAMILY, (latency.median_ms for latency in measured(specs)), strict=True))
+    latencies = measured(specs, phone)
+    found = dict(zip(FAMILY, (latency.median_ms for latency in latencies), strict=True))
     name = min(found, key=lambda key: found[key])
     return name, found[name]
 
@@ -137,25 +140,26 @@ class Confirm:
     at the start takes the drift out.
     """
 
-    def __init__(self, seed_network: Network, seed_ms: float) -> None:
+    def __init__(self, seed_network: Network, seed_ms: float, phone: Phone | None = None) -> None:
         self._reference, self._nominal = int8_for_timing(seed_network.spec), seed_ms
+        self._phone = phone
 
     def __call__(self, network: Network) -> float:
         blob = int8.with_random_ranges(
             litert.compile(network.eval(), input_shape(network.spec))
         )
-        found, reference = side_by_side([blob, self._reference])
+        found, reference = side_by_side([blob, self._reference], self._phone)
         return found.median_ms * self._nominal / reference.median_ms
 
 
-def check_table(given: Path | None, run: Path) -> None:
+def check_table(given: Path | None, run: Path, phone: Phone | None = None) -> None:
     """See that a table that a new run is to begin with is of this device; a resumed run has its copy.
 
     Raises:
         InputError: it is of another device, or none.
     """
     if given is not None and not (run / TABLE).exists():
-        LatencyTable.load(given)
+        LatencyTable.load(given, worker=phone)
 
 
 @dataclass
@@ -164,16 +168,17 @@ class OpenTable:
 
     path: Path
     given: Path | None
+    phone: Phone | None = None
     _table: LatencyTable | None = None
 
     def fitted(self, spec: NetSpec, voice: Voice) -> OpenTable:
         """Loaded, or else built for the networks made from ``spec``."""
         source = self.path if self.path.exists() else self.given
         if source is not None:
-            self._table = LatencyTable.load(source)
+            self._table = LatencyTable.load(source, worker=self.phone)
         else:
             voice("building the latency table")
-            self._table = LatencyTable.build(spec)
+            self._table = LatencyTable.build(spec, worker=self.phone)
         self._table.save(self.path)
         return self
 
@@ -220,15 +225,15 @@ class Entry:
 
 
 def result(
-    entry: Entry, files: Exported, latency: Latency, data: ClassificationData, preset: Preset
+    entry: Entry, files: Exported, latency: Latency
 ) -> tuple[dict[str, Any], Evaluation]:
     """An entry's row in the record, and what its int8 file makes of the test images."""
-    int8 = evaluate_file(files.int8, data.test, preset)
+    int8 = files.found["int8"]
     cost = entry.network.spec.cost()
     row = {
         "label": entry.label, "kind": entry.kind, "seed": entry.seed,
         "latency": latency.to_dict(), "accuracy_int8": int8.top1,
-        "accuracy_float": evaluate_file(files.float32, data.test, preset).top1,
+        "accuracy_float": files.found["float32"].top1,
         "params": cost.params, "madds": cost.madds, "spec_id": entry.network.spec.id,
     }  # fmt: skip
     return row, int8

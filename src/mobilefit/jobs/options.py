@@ -21,6 +21,16 @@ def option(default: Any = dataclasses.MISSING, *, help: str, argument: bool = Fa
     return dataclasses.field(default=default, metadata={"help": help, "argument": argument})
 
 
+def device_option() -> Any:
+    """Where latency is measured: see :func:`mobilefit.device.opened`."""
+    return option("host", help="measured here (host), on a phone (android), or on one of several (android:SERIAL)")
+
+
+def tool_option() -> Any:
+    """What measures on a phone: see :class:`mobilefit.device.Phone`."""
+    return option(None, help="for a phone: the file of TFLite's benchmark_model for Android (docs/android.md)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """A latency budget: milliseconds, or a part of the seed network's latency."""

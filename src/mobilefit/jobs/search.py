@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mobilefit import report
+from mobilefit import device, report
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.options import option, parse_budget
+from mobilefit.jobs.options import device_option, option, parse_budget, tool_option
 from mobilefit.jobs.plan import SearchPlan
 from mobilefit.jobs.searching import FullTraining, Search, Searching
 from mobilefit.nn import save_weights
@@ -56,6 +57,8 @@ class SearchConfig:
     trial_gpus: float = option(0.0, help="GPUs of a trial on Ray")
     measure: bool = option(False, help="time every network end to end instead of asking the latency table")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
+    device: str = device_option()
+    benchmark_model: Path | None = tool_option()
     seed: int = option(0, help="of everything random")
     out: Path | None = option(None, help="run folder (default: runs/search-...)")
     quiet: bool = option(False, help="show no progress")
@@ -80,8 +83,10 @@ def search(config: SearchConfig) -> dict[str, Any]:
             raise InputError("a table has no base network to take a part of", "write --latency 75ms")
         _tabular(config, space, Reward(form=config.reward, target_ms=budget.milliseconds), run, voice)
     else:
-        data = load(config.data, seed=config.seed)
-        _Run(config, space, run, data, voice).run_all()
+        with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
+            lab.check_table(config.table, run.path, phone)
+            data = load(config.data, seed=config.seed)
+            _Run(config, space, run, data, voice, phone).run_all()
     return _closing(run)
 
 
@@ -89,6 +94,7 @@ def default_out(config: SearchConfig) -> Path:
     """A folder that the same command finds again."""
     share = config.latency.replace("%", "pct").replace("/", "_")
     words = [Path(config.data).name, Path(config.space).stem, config.strategy, share]
+    words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("search-" + "-".join(words))
 
 
@@ -118,7 +124,9 @@ def _check(config: SearchConfig) -> None:
         raise InputError(
             "--trial-cpus and --trial-gpus are for trials on Ray", "add --workers or --cluster"
         )
-    lab.check_table(config.table, config.out or default_out(config))
+    device.check_target(config.device, config.benchmark_model)
+    if config.data == TABULAR and config.device != "host":
+        raise InputError("a table of known latencies has its device", "leave --device out")
 
 
 def _tabular(
@@ -171,12 +179,14 @@ class _Run:
     """The stages of a search on images; each is done once, whatever interrupts the run."""
 
     def __init__(
-        self, config: SearchConfig, space: Space, run: RunFolder, data: ClassificationData, voice: Voice
-    ) -> None:
+        self, config: SearchConfig, space: Space, run: RunFolder, data: ClassificationData,
+        voice: Voice, phone: Phone | None,
+    ) -> None:  # fmt: skip
         self.config, self.run, self.data, self.voice = config, run, data, voice
+        self.phone = phone
         self.space = space.resolution(config.resolution).classes(len(data.classes))
         self.preset: Preset = data.preset(config.resolution)
-        self.table = lab.OpenTable(run.path / lab.TABLE, config.table)
+        self.table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         self.recipe: Recipe = lab.recipe_for(config.recipe, None, data)
 
     def run_all(self) -> None:
@@ -212,9 +222,9 @@ class _Run:
 
     def start(self) -> dict[str, Any]:
         """Measure the base network, and see that the space can meet the target."""
-        base_ms = lab.measured([self.space.base])[0].median_ms
+        base_ms = lab.measured([self.space.base], self.phone)[0].median_ms
         target_ms = parse_budget(self.config.latency).of(base_ms)
-        searching.check_space(self.space, target_ms)
+        searching.check_space(self.space, target_ms, self.phone)
         lab.tell_skipped(self.data, self.voice)
         return {"fingerprint": self.data.fingerprint, "base_ms": base_ms, "target_ms": target_ms}
 

@@ -12,6 +12,7 @@ from mobilefit import device
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset
+from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab
 from mobilefit.jobs.model import network_for
@@ -108,7 +109,7 @@ class Searching:
 
     def end_to_end(self, specs: Sequence[NetSpec]) -> list[float]:
         """Milliseconds measured beside the reference, at the machine's speed when the run began."""
-        reference, *latencies = lab.measured([self.reference, *specs])
+        reference, *latencies = lab.measured([self.reference, *specs], self.table.phone)
         return [x.median_ms * self.nominal_ms / reference.median_ms for x in latencies]
 
     def evaluator(self) -> Evaluator:
@@ -184,13 +185,13 @@ def check_names(space: str, strategy: str, reward: str) -> None:
     Reward(form=reward, target_ms=1.0)
 
 
-def check_space(space: Space, target_ms: float) -> None:
+def check_space(space: Space, target_ms: float, phone: Phone | None = None) -> None:
     """See that the space has a network within the target.
 
     Raises:
         InputError: its smallest network is slower (says how slow, and what to widen).
     """
-    smallest = lab.measured([space.spec(space.smallest())])[0].median_ms
+    smallest = lab.measured([space.spec(space.smallest())], phone)[0].median_ms
     if smallest > target_ms:
         raise InputError(
             f"no network of the space '{space.name}' meets {target_ms:.4g} ms at "

@@ -17,6 +17,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from mobilefit.errors import InputError
+from mobilefit.litert.verify import DAMAGED, content, layout
 
 FILE_IDENTIFIER = b"TFL3"
 METADATA_NAME = "mobilefit"
@@ -27,11 +28,13 @@ CODE = schema.BuiltinOperator
 _CODE_NAMES: dict[int, str] = {v: k for k, v in vars(CODE).items() if isinstance(v, int)}
 _TYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype(np.float32),
+    schema.TensorType.FLOAT16: np.dtype(np.float16),
     schema.TensorType.INT32: np.dtype(np.int32),
     schema.TensorType.UINT8: np.dtype(np.uint8),
     schema.TensorType.INT64: np.dtype(np.int64),
     schema.TensorType.BOOL: np.dtype(np.bool_),
     schema.TensorType.INT8: np.dtype(np.int8),
+    schema.TensorType.INT16: np.dtype(np.int16),
 }
 _TYPE_CODES = {dtype: code for code, dtype in _TYPES.items()}
 
@@ -252,21 +255,23 @@ def unpack(blob: bytes) -> schema.ModelT:
     """The schema's own object of a .tflite file.
 
     Raises:
-        InputError: the bytes are not a LiteRT model, or are cut short.
+        InputError: the bytes are not a LiteRT model, or are damaged (see :mod:`~.verify`).
     """
     if len(blob) < 8 or bytes(blob[4:8]) != FILE_IDENTIFIER:
         raise InputError(
             "not a LiteRT model: its first bytes lack the mark 'TFL3'", "give a .tflite file"
         )
+    layout(blob)
     try:
         model = schema.ModelT.InitFromPackedBuf(blob, 0)
         complete = bool(model.subgraphs and model.buffers)
     except Exception as error:  # the schema reader raises whatever the garbage leads it to
-        raise InputError(*_DAMAGED) from error
+        raise InputError(*DAMAGED) from error
     if not complete:
-        raise InputError(*_DAMAGED)
+        raise InputError(*DAMAGED)
     for buffer in model.buffers:
         _bring_in(buffer, blob)
+    content(model)
     return model
 
 
@@ -274,12 +279,9 @@ def _bring_in(buffer: schema.BufferT, blob: bytes) -> None:
     """The LiteRT quantizer puts large buffers behind the flatbuffer; most readers look inside."""
     if buffer.offset > 1:  # 0 and 1 mean that there is none
         if buffer.offset + buffer.size > len(blob):
-            raise InputError(*_DAMAGED)
+            raise InputError(*DAMAGED)
         buffer.data = np.frombuffer(blob, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
-
-
-_DAMAGED = ("the LiteRT model is truncated or corrupt", "export or copy the .tflite file again")
 
 
 def parse(blob: bytes) -> Graph:
@@ -296,7 +298,7 @@ def parse(blob: bytes) -> Graph:
     try:
         return _graph(model)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(*_DAMAGED) from error
+        raise InputError(*DAMAGED) from error
 
 
 def _graph(model: schema.ModelT) -> Graph:
@@ -373,6 +375,6 @@ def read_metadata(blob: bytes) -> dict[str, Any] | None:
             try:
                 loaded: dict[str, Any] = json.loads(bytes(model.buffers[entry.buffer].data))
             except (IndexError, TypeError, ValueError) as error:
-                raise InputError(*_DAMAGED) from error
+                raise InputError(*DAMAGED) from error
             return loaded
     return None

@@ -1,37 +1,47 @@
-"""The process that owns LiteRT interpreters, for :class:`mobilefit.runtime.worker.Worker`.
+"""The process that owns the runtimes, for :class:`mobilefit.runtime.worker.Worker`.
 
-LiteRT aborts the whole process on some files, so no interpreter lives in the user's own. Started as
-``python -m mobilefit.runtime._child FD``; imports only numpy and LiteRT. One request at a time comes
-over the socket FD as ``(command, keys, {key: file}, threads, arguments)``; the answer is
-``("ok", result)``, ``("send", keys)`` (these files are not here: send them along) or
-``("input", (message, hint))``. A closed socket ends the process, also in the middle of a timing.
+Runtimes abort the whole process on some files, so none lives in the user's own. Started as ``python
+-m mobilefit.runtime._child FD``; a runtime is imported when first asked for. One request at a time
+comes over the socket FD as ``(command, keys, {key: file}, threads, arguments)``, a key being the
+file's hash and the name of its runtime; the answer is ``("ok", result)``, ``("send", keys)`` (these
+files are not here: send them along) or ``("input", (message, hint))``, and while the work lasts now
+and then ``("alive", None)``. A closed socket ends the process, also in the middle of a timing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import importlib
 import os
 import signal
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from mobilefit.errors import InputError
-from mobilefit.litert.graph import unpack
+from mobilefit.runtime._port import Loaded
+from mobilefit.runtime.engines import engine, runtime_version
 
-INTERPRETERS_KEPT = 8
+NETWORKS_KEPT = 8
+ALIVE_SECONDS = 0.25
+"""Between two signs of life."""
+Key = tuple[str, str]
 
 
 class _Child:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.interpreters: OrderedDict[tuple[str, int], Interpreter] = OrderedDict()
+        self.networks: OrderedDict[tuple[Key, int], Loaded] = OrderedDict()
         self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        self.spoke = 0.0
 
     def serve(self) -> None:
         while True:
@@ -46,68 +56,63 @@ class _Child:
     def answer(
         self,
         command: str,
-        keys: list[str],
-        files: dict[str, bytes],
+        keys: list[Key],
+        files: dict[Key, bytes],
         threads: int,
         arguments: dict[str, Any],
     ) -> tuple[str, Any]:
+        if command == "cost":
+            with _in_words("run", keys):
+                return "ok", self.cost(*files.popitem(), threads, **arguments)
         for key, blob in files.items():
-            self.interpreters[key, threads] = _load(blob, threads)
-        missing = [key for key in keys if (key, threads) not in self.interpreters]
+            self.networks[key, threads] = _load(key, blob, threads)
+            self.alive()
+        missing = [key for key in keys if (key, threads) not in self.networks]
         if missing:
             return "send", missing
         for key in keys:
-            self.interpreters.move_to_end((key, threads))
-        while len(self.interpreters) > max(INTERPRETERS_KEPT, len(set(keys))):
-            self.interpreters.popitem(last=False)
-        return "ok", getattr(self, command)(
-            [self.interpreters[k, threads] for k in keys], **arguments
-        )
+            self.networks.move_to_end((key, threads))
+        while len(self.networks) > max(NETWORKS_KEPT, len(set(keys))):
+            self.networks.popitem(last=False)
+        with _in_words("run", keys):
+            return "ok", getattr(self, command)(
+                [self.networks[k, threads] for k in keys], **arguments
+            )
+
+    def alive(self) -> None:
+        """Tell the parent that the work goes on."""
+        if time.monotonic() - self.spoke > ALIVE_SECONDS:
+            self.spoke = time.monotonic()
+            self.connection.send(("alive", None))
 
     # ---- commands
 
-    def run(self, interpreters: list[Interpreter], array: np.ndarray) -> np.ndarray:
-        interpreter = interpreters[0]
-        source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        shape = [int(side) for side in source["shape"]]
-        if (
-            list(array.shape[1:]) != shape[1:]
-            or array.dtype != source["dtype"]
-            or len(array) % shape[0]
-        ):
-            raise InputError(
-                f"the network takes {np.dtype(source['dtype'])} arrays of shape {shape}, "
-                f"not {array.dtype} {list(array.shape)}"
-            )
-        outputs = np.empty((len(array), *target["shape"][1:]), target["dtype"])
-        for start in range(0, len(array), shape[0]):
-            interpreter.set_tensor(source["index"], array[start : start + shape[0]])
-            interpreter.invoke()
-            outputs[start : start + shape[0]] = interpreter.get_tensor(target["index"])
-        return outputs
+    def run(self, networks: list[Loaded], array: np.ndarray) -> np.ndarray:
+        return networks[0].run(array, self.alive)
 
     def time(
-        self, interpreters: list[Interpreter], core: int | None, rule: dict[str, float]
+        self, networks: list[Loaded], core: int | None, rule: dict[str, Any]
     ) -> list[tuple[list[float], bool]]:
         self.pin(core)
         try:
-            return self.rounds([_prepared(i) for i in interpreters], rule)
+            return self.rounds([network.ready() for network in networks], rule)
         finally:
             self.pin(None)
 
     def rounds(
-        self, interpreters: list[Interpreter], rule: dict[str, float]
+        self, runs: list[Callable[[], object]], rule: dict[str, Any]
     ) -> list[tuple[list[float], bool]]:
         """Bursts of runs, each network in turn, until every median is stable or time is up."""
-        samples: list[list[float]] = [[] for _ in interpreters]
-        bursts = [_Burst(i, rule["warmup_seconds"]) for i in interpreters]
-        end = time.perf_counter() + rule["max_seconds"] * len(interpreters)
+        samples: list[list[float]] = [[] for _ in runs]
+        bursts = [_Burst(run, rule, self.alive) for run in runs]
+        end = time.perf_counter() + rule["max_seconds"] * len(runs)
         gc.collect()
         gc.disable()
         try:
             while True:
                 for burst, mine in zip(bursts, samples, strict=True):
                     mine.extend(burst())
+                    self.alive()
                     if self.connection.poll():  # a request here is a closed socket: stop
                         raise SystemExit
                 stable = [_stable(mine, rule) for mine in samples]
@@ -116,41 +121,76 @@ class _Child:
         finally:
             gc.enable()
 
-    def inspect(self, interpreters: list[Interpreter]) -> dict[str, Any]:
-        details = interpreters[0]._get_ops_details()
-        delegates = [d for d in details if d["op_name"] == "DELEGATE"]
-        ops = [d for d in details if d["op_name"] != "DELEGATE"]
+    def inspect(self, networks: list[Loaded]) -> dict[str, Any]:
+        network = networks[0]
+        ports = {side: tuple(map(str, getattr(network, side))) for side in ("inputs", "outputs")}
+        return {**network.inspect(), **ports}
+
+    def cost(
+        self, key: Key, blob: bytes, threads: int, core: int | None, runs: int
+    ) -> dict[str, float]:
+        """Time and memory of the first load and run; only of use in a fresh process."""
+        home = _home(key)
+        home.check(blob)
+        self.pin(core)
+        _forget_peak()
+        idle = _peak_mib()
+        start = time.perf_counter_ns()
+        network: Loaded = home.load(blob, threads)
+        load = time.perf_counter_ns() - start
+        loaded = _peak_mib()
+        run = network.ready()
+        start = time.perf_counter_ns()
+        run()
+        first = time.perf_counter_ns() - start
+        for _ in range(runs - 1):
+            self.alive()
+            run()
         return {
-            "ops": tuple(d["op_name"] for d in ops),
-            "partitions": len(delegates),
-            "outside": tuple(_outside(ops, delegates)),
-        }
+            "load_ms": load / 1e6, "first_ms": first / 1e6, "idle_mib": idle,
+            "loaded_mib": loaded, "peak_mib": _peak_mib(),
+        }  # fmt: skip
 
     def pin(self, core: int | None) -> None:
+        """Every thread: a runtime may compute in one of its own."""
         if self.cores:
-            os.sched_setaffinity(0, self.cores if core is None else {core})
+            tasks = Path("/proc/self/task")
+            threads = [int(t.name) for t in tasks.iterdir()] if tasks.is_dir() else [0]
+            for thread in threads:
+                os.sched_setaffinity(thread, self.cores if core is None else {core})
 
 
-def _load(blob: bytes, threads: int) -> Interpreter:
-    unpack(blob)  # a damaged file must not reach the interpreter, which would crash on it
+def _home(key: Key) -> Any:
+    name = key[1]
     try:
-        interpreter = Interpreter(model_content=blob, num_threads=threads)
-        interpreter.allocate_tensors()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"LiteRT cannot load the model: {reason}") from error
-    return interpreter
+        return importlib.import_module(f"mobilefit.runtime.{engine(name).home}")
+    except ImportError as error:
+        runtime_version(name)  # says which extra is missing
+        raise InputError(f"{engine(name).label} cannot be loaded: {error}") from error
 
 
-def _prepared(interpreter: Interpreter) -> Interpreter:
-    """With fixed random inputs: what is timed never depends on their values."""
-    random = np.random.default_rng(0)
-    for detail in interpreter.get_input_details():
-        values = random.normal(size=detail["shape"])
-        if np.issubdtype(detail["dtype"], np.integer):
-            values = values * 32
-        interpreter.set_tensor(detail["index"], values.astype(detail["dtype"]))
-    return interpreter
+def _load(key: Key, blob: bytes, threads: int) -> Loaded:
+    home = _home(key)
+    home.check(blob)
+    with _in_words("load", [key]):
+        network: Loaded = home.load(blob, threads)
+    return network
+
+
+@contextlib.contextmanager
+def _in_words(what: str, keys: Iterable[Key]) -> Iterator[None]:
+    """What these files' runtimes raise, as one line."""
+    names = sorted({name for _, name in keys})
+    kinds = tuple(kind for name in names for kind in _home(("", name)).ERRORS)
+    try:
+        yield
+    except kinds as error:
+        # OpenVINO's first lines say where in its own sources it was.
+        lines = [x for x in str(error).splitlines() if x.strip() and not x.startswith("Exception ")]
+        labels = " or ".join(engine(name).label for name in names)
+        raise InputError(
+            f"{labels} cannot {what} the model: {lines[0] if lines else type(error).__name__}"
+        ) from error
 
 
 class _Burst:
@@ -159,18 +199,21 @@ class _Burst:
     SECONDS = 0.02
     MAX_RUNS = 500
 
-    def __init__(self, interpreter: Interpreter, warmup_seconds: float) -> None:
-        self.invoke = interpreter.invoke
+    def __init__(
+        self, run: Callable[[], object], rule: dict[str, Any], alive: Callable[[], None]
+    ) -> None:
+        self.run = run
         self.runs = 1
         spent, count = 0.0, 0
-        while spent < warmup_seconds or count < 3:
+        while spent < rule["warmup_seconds"] or count < max(1, rule["warmup_runs"]):
             last = self.once()
             spent, count = spent + last / 1e9, count + 1
+            alive()
         self.runs = max(2, min(self.MAX_RUNS, round(self.SECONDS * 1e9 / last)))
 
     def once(self) -> int:
         start = time.perf_counter_ns()
-        self.invoke()
+        self.run()
         return time.perf_counter_ns() - start
 
     def __call__(self) -> list[float]:
@@ -178,7 +221,7 @@ class _Burst:
         return [self.once() / 1e6 for _ in range(self.runs)]
 
 
-def _stable(samples: list[float], rule: dict[str, float]) -> bool:
+def _stable(samples: list[float], rule: dict[str, Any]) -> bool:
     """Is the 95 % confidence interval of the median (by order statistics) narrow enough?
 
     With n samples, the interval is between the order statistics n/2 -+ 0.98 sqrt(n) (the normal
@@ -192,29 +235,29 @@ def _stable(samples: list[float], rule: dict[str, float]) -> bool:
     ordered = sorted(samples)
     half = 0.98 * n**0.5
     low, high = ordered[max(0, int(n / 2 - half))], ordered[min(n - 1, int(n / 2 + half) + 1)]
-    return high - low <= rule["spread"] * ordered[n // 2]
+    return bool(high - low <= rule["spread"] * ordered[n // 2])
 
 
-def _outside(ops: list[dict[str, Any]], delegates: list[dict[str, Any]]) -> list[str]:
-    """Names of the operators that no delegate runs.
+# ---- memory
 
-    The interpreter lists the original operators beside the delegates that replaced them. A delegate
-    runs what lies between its inputs and its outputs.
-    """
-    maker = {int(t): op for op in ops for t in op["outputs"]}
-    inside: set[int] = set()
-    for delegate in delegates:
-        known = {int(t) for t in delegate["inputs"]}
-        todo = [int(t) for t in delegate["outputs"]]
-        while todo:
-            tensor = todo.pop()
-            if tensor in known:
-                continue
-            known.add(tensor)
-            if tensor in maker:
-                inside.add(maker[tensor]["index"])
-                todo.extend(int(t) for t in maker[tensor]["inputs"])
-    return [op["op_name"] for op in ops if op["index"] not in inside]
+
+def _forget_peak() -> None:
+    """Give back what is free, and have the system count the peak from here (Linux, proc(5))."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):  # no glibc, no Linux: the peak stays what it was
+        pass
+
+
+def _peak_mib() -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    found = [line for line in lines if line.startswith("VmHWM:")]
+    return int(found[0].split()[1]) / 1024 if found else float("nan")
 
 
 def main() -> None:

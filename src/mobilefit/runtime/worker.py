@@ -1,20 +1,18 @@
-"""Running and timing LiteRT files, in a process of their own that may die without harm."""
+"""Running and timing model files, in a process of their own that may die without harm."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import multiprocessing
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -23,70 +21,41 @@ from typing import IO, Any
 import numpy as np
 
 from mobilefit.errors import InputError
+from mobilefit.runtime.engines import LITERT, engine, runtime_version
+from mobilefit.runtime.results import Cost, Inspection, RuntimeCrash, StopRule, TimingSamples
 
-
-class RuntimeCrash(InputError):
-    """LiteRT took its process down with a file; the next call starts a new process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """When a timing has enough runs.
-
-    A network is timed until the 95 % confidence interval of its median is narrower than ``spread``
-    (relative to the median), within these limits.
-    """
-
-    warmup_seconds: float = 0.05  # untimed runs first, at least three
-    min_runs: int = 20
-    max_runs: int = 2000
-    min_seconds: float = 0.1  # sum of the timed runs
-    max_seconds: float = 5.0  # wall clock per file, stable or not
-    spread: float = 0.01
-
-
-class TimingSamples(list[float]):
-    """Milliseconds of each timed run, in order; ``stable``: was the rule met in time?"""
-
-    def __init__(self, samples: Sequence[float], *, stable: bool) -> None:
-        super().__init__(samples)
-        self.stable = stable
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """How LiteRT runs a file."""
-
-    ops: tuple[str, ...]  # operators in execution order, as the file has them
-    partitions: int  # XNNPACK delegate partitions; 1 when the whole file runs in one
-    outside: tuple[str, ...]  # operators that no partition runs
-    runtime: str  # "ai-edge-litert 2.3.0"
+PATIENCE = 60.0
+"""Seconds without a sign of life after which a file is given up. A sign comes after each run."""
 
 
 class Worker:
-    """A persistent child process that runs and times LiteRT files.
+    """A persistent child process that runs and times model files.
 
     Usable as a context manager; without one, the child ends with this object or this process. Safe
-    to use from several threads, which then take turns.
+    to use from several threads, which then take turns. ``runtime`` is a name of
+    :data:`~mobilefit.runtime.ENGINES`.
 
-    Every method raises ``InputError`` for a file that is damaged or does not load, and
-    ``RuntimeCrash`` when the child dies.
+    Args:
+        patience: seconds without a sign of life after which the child is given up.
+
+    Every method raises ``InputError`` for a file that is damaged or does not load or a runtime that
+    is not installed, and ``RuntimeCrash`` when the child dies or hangs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience: float = PATIENCE) -> None:
+        self.patience = patience
         self._lock = threading.Lock()
         self._child: _ChildProcess | None = None
 
-    def run(self, blob: bytes, array: np.ndarray, *, threads: int = 1) -> np.ndarray:
-        """The outputs ``[n, ...]`` for an NHWC array ``[n, height, width, channels]``.
+    def run(
+        self, blob: bytes, array: np.ndarray, *, threads: int = 1, runtime: str = LITERT
+    ) -> np.ndarray:
+        """The outputs ``[n, ...]`` for an array ``[n, height, width, channels]`` (.onnx: as it is made).
 
         The array has the input's type (float32); n is a multiple of the file's batch size.
         """
-        result = self._call("run", [blob], threads, {"array": np.ascontiguousarray(array)})
+        arguments = {"array": np.ascontiguousarray(array)}
+        result = self._call("run", [blob], [runtime], threads, arguments)
         assert isinstance(result, np.ndarray)
         return result
 
@@ -97,6 +66,7 @@ class Worker:
         threads: int = 1,
         core: int | None = None,
         rule: StopRule | None = None,
+        runtime: str = LITERT,
     ) -> TimingSamples:
         """Milliseconds of each of many runs at the file's own input shape, after a warm-up.
 
@@ -105,7 +75,7 @@ class Worker:
             core: pin the run to this core; only with one thread.
             rule: when to stop; default ``StopRule()``.
         """
-        return self.time_many([blob], threads=threads, core=core, rule=rule)[0]
+        return self.time_many([blob], threads=threads, core=core, rule=rule, runtimes=[runtime])[0]
 
     def time_many(
         self,
@@ -114,20 +84,23 @@ class Worker:
         threads: int = 1,
         core: int | None = None,
         rule: StopRule | None = None,
+        runtimes: Sequence[str] | None = None,
     ) -> list[TimingSamples]:
         """Time several files side by side: short bursts of each in turn, so that a change in the
-        machine's speed meets them alike, until every median is stable. For ratios."""
-        if core is not None and threads != 1:
-            raise InputError(f"{threads} threads cannot be pinned to one core", "use threads=1")
-        if core is not None and core not in available_cores():
-            raise InputError(f"core {core} is not among {sorted(available_cores())}")
+        machine's speed meets them alike, until every median is stable. For ratios.
+
+        Args:
+            runtimes: of each file; all by LiteRT when left out.
+        """
+        check_pin(threads, core)
         arguments = {"core": core, "rule": asdict(rule or StopRule())}
-        timed = self._call("time", blobs, threads, arguments)
+        timed = self._call("time", blobs, runtimes or [LITERT] * len(blobs), threads, arguments)
         return [TimingSamples(samples, stable=stable) for samples, stable in timed]
 
-    def inspect(self, blob: bytes) -> Inspection:
-        """Operators, delegate partitions and the runtime's version."""
-        return Inspection(runtime=runtime_version(), **self._call("inspect", [blob], 1, {}))
+    def inspect(self, blob: bytes, *, runtime: str = LITERT) -> Inspection:
+        """Operators, delegate partitions, inputs, outputs and the runtime's version."""
+        found = self._call("inspect", [blob], [runtime], 1, {})
+        return Inspection(runtime=runtime_version(runtime), **found)
 
     def close(self) -> None:
         """End the child process; the next call would start another."""
@@ -147,14 +120,24 @@ class Worker:
         self.close()
 
     def _call(
-        self, command: str, blobs: Sequence[bytes], threads: int, arguments: dict[str, Any]
+        self,
+        command: str,
+        blobs: Sequence[bytes],
+        runtimes: Sequence[str],
+        threads: int,
+        arguments: dict[str, Any],
+        *,
+        send: bool = False,
     ) -> Any:
-        keys = [hashlib.sha256(blob).hexdigest() for blob in blobs]
+        for name in runtimes:
+            engine(name)
+        keys = [(hashlib.sha256(b).hexdigest(), r) for b, r in zip(blobs, runtimes, strict=True)]
+        files = dict(zip(keys, blobs, strict=True))
         with self._lock:
-            status, result = self._ask((command, keys, {}, threads, arguments))
+            status, result = self._ask((command, keys, files if send else {}, threads, arguments))
             if status == "send":
-                files = {k: b for k, b in zip(keys, blobs, strict=True) if k in result}
-                status, result = self._ask((command, keys, files, threads, arguments))
+                missing = {key: files[key] for key in result}
+                status, result = self._ask((command, keys, missing, threads, arguments))
         if status == "input":
             raise InputError(*result)
         return result
@@ -162,20 +145,49 @@ class Worker:
     def _ask(self, request: tuple[Any, ...]) -> tuple[str, Any]:
         if self._child is None:
             self._child = _ChildProcess()
+        labels = " or ".join(sorted({engine(runtime).label for _, runtime in request[1]}))
         try:
             self._child.connection.send(request)
-            answer: tuple[str, Any] = self._child.connection.recv()
-            return answer
+            while self._child.connection.poll(self.patience):
+                answer: tuple[str, Any] = self._child.connection.recv()
+                if answer[0] != "alive":
+                    return answer
         except (EOFError, OSError) as error:
             last_words = self._child.last_words()
             self.close()
             raise RuntimeCrash(
-                f"LiteRT crashed on the model ({last_words})",
-                "the file is damaged or holds values that LiteRT cannot take; make it again",
+                f"{labels} crashed on the model ({last_words})",
+                f"the file is damaged or holds values that {labels} cannot take; make it again",
             ) from error
         except BaseException:  # interrupted while the child works: its answer would come too late
             self.close()
             raise
+        self.close()
+        raise RuntimeCrash(
+            f"{labels} gave no sign of life for {self.patience:g} s on the model",
+            "the file is damaged, or the network is too slow for this machine",
+        )
+
+
+def cost(
+    blob: bytes,
+    *,
+    runtime: str = LITERT,
+    threads: int = 1,
+    core: int | None = None,
+    runs: int = 10,
+    patience: float = PATIENCE,
+) -> Cost:
+    """What loading a file and its first runs cost, in a process started for it.
+
+    Raises:
+        InputError: the file is damaged or does not load, or the runtime is not installed.
+        RuntimeCrash: the process died or hung.
+    """
+    check_pin(threads, core)
+    arguments = {"core": core, "runs": runs}
+    with Worker(patience=patience) as fresh:
+        return Cost(**fresh._call("cost", [blob], [runtime], threads, arguments, send=True))
 
 
 class _ChildProcess:
@@ -217,5 +229,13 @@ def available_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
-def runtime_version() -> str:
-    return f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
+def check_pin(threads: int, core: int | None) -> None:
+    """Refuse a core that is not there, or one core for several threads.
+
+    Raises:
+        InputError: it names both.
+    """
+    if core is not None and threads != 1:
+        raise InputError(f"{threads} threads cannot be pinned to one core", "use threads=1")
+    if core is not None and core not in available_cores():
+        raise InputError(f"core {core} is not among {sorted(available_cores())}")

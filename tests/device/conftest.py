@@ -1,0 +1,3 @@
+from graphs import worker
+
+__all__ = ["worker"]
