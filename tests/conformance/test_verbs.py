@@ -17,10 +17,11 @@ from PIL import Image
 
 from mobilefit.arch import NetSpec
 from mobilefit.cli.main import VERBS
+from mobilefit.jobs import demo_server, plan
 from mobilefit.jobs import doctor as doctor_job
-from mobilefit.jobs import plan
 from mobilefit.jobs.adapt import AdaptConfig
 from mobilefit.jobs.bench import BenchConfig
+from mobilefit.jobs.demo import DemoConfig
 from mobilefit.jobs.design import DesignConfig
 from mobilefit.jobs.doctor import DoctorConfig
 from mobilefit.jobs.evaluate import EvaluateConfig
@@ -104,12 +105,13 @@ CONFIGS: dict[str, Config] = {
     "predict": lambda w, out, done: PredictConfig(
         file=w.int8, images=(w.images / "red" / "000.png", w.images / "blue"), top=2
     ),
+    "demo": lambda w, out, done: DemoConfig(files=(w.int8, w.float32), port=0, max_mb=2.5),
     "adapt": lambda w, out, done: AdaptConfig(
         weights=w.weights, data=str(w.images), latency="90%", delta=0.05, tune_steps=2,
         table=done / "latency_table.json", out=out,
     ),
     "quantize": lambda w, out, done: QuantizeConfig(
-        file=w.float32, data=str(w.images), images=12, out=out / "small.tflite"
+        file=w.float32, data=str(w.images), images=12, max_drop=100.0, out=out
     ),
     "export": lambda w, out, done: ExportConfig(weights=w.weights, data=str(w.images), out=out),
     "bench": lambda w, out, done: BenchConfig(files=(w.int8, w.float32), csv=out / "bench.csv"),
@@ -123,7 +125,7 @@ WRITES: dict[str, set[str]] = {
                "search/trials.jsonl", "latency_table.json"},
     "adapt": {"record.json", "adapted.json", "model.safetensors", "latency_table.json",
               "netadapt/netadapt.jsonl"},
-    "quantize": {"small.tflite"},
+    "quantize": {"config.json", "record.json", "model_int8.tflite"},
     "export": {"record.json", "model_float32.tflite", "model_int8.tflite"},
     "bench": {"bench.csv"},
 }  # fmt: skip
@@ -174,6 +176,7 @@ def test_it_runs_and_writes_what_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(doctor_job, "DRIFT", 10.0)
+    monkeypatch.setattr(demo_server, "serve", lambda app, listening: None)
     config = CONFIGS[verb](world, tmp_path, designed)
     code = run(*words_of(verb, config))
     out = capsys.readouterr().out
@@ -243,8 +246,9 @@ def test_bench_writes_a_row_a_file(world: World, tmp_path: Path, steady: None) -
     assert run("bench", world.int8, world.float32, "--csv", tmp_path / "b.csv") == 0
     rows = list(csv.DictReader((tmp_path / "b.csv").open()))
     assert list(rows[0]) == [
-        "file", "median_ms", "p10_ms", "p90_ms", "ratio", "runs", "stable", "partitions", "bytes",
-        "threads", "core", "device", "date",
+        "file", "runtime", "median_ms", "p10_ms", "p90_ms", "ratio", "runs", "stable", "partitions",
+        "load_ms", "first_ms", "memory_mib", "bytes", "threads", "core", "device", "version", "busy",
+        "others", "governor", "date",
     ]  # fmt: skip
     assert [row["file"] for row in rows] == [str(world.int8), str(world.float32)]
     assert rows[0]["ratio"] == "1.0" and float(rows[1]["ratio"]) > 2
@@ -293,8 +297,10 @@ def test_predict_goes_on_after_a_bad_image(
     assert by_name["a.png"]["classes"] == by_name["c.png"]["classes"]
     assert sum(row["share"] for row in by_name["a.png"]["classes"]) == pytest.approx(1)
     assert run("predict", world.int8, tmp_path) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 3 and shown[0].startswith(f"{tmp_path}/a.png: ") and "b.jpg" in shown[2]
+    out, err = capsys.readouterr()
+    shown = out.splitlines()
+    assert len(shown) == 2 and shown[0].startswith(f"{tmp_path}/a.png  ")
+    assert "left out: " in err and "b.jpg" in err
 
 
 def test_doctor_looks_at_the_images_and_at_the_clock(

@@ -1,5 +1,6 @@
-"""The fixtures of ``jobs.small``."""
+"""The fixtures of ``jobs.small`` and ``jobs.serving``."""
 
+from jobs.serving import served
 from jobs.small import refused, steady, world
 
-__all__ = ["refused", "steady", "world"]
+__all__ = ["refused", "served", "steady", "world"]

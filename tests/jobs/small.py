@@ -145,13 +145,13 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command line that must end with exit code 2 and one line; gives that line."""
+    """Runs a command line that must end with that exit code (2) and one line; gives that line."""
 
-    def check(*words: object) -> str:
+    def check(*words: object, code: int = 2) -> str:
         capsys.readouterr()
-        code = run(*words)
+        found = run(*words)
         lines = capsys.readouterr().err.splitlines()
-        assert code == 2, lines
+        assert found == code, lines
         assert [line for line in lines if line.startswith("mobilefit: ")] == lines[-1:], lines
         assert "Traceback" not in "\n".join(lines)
         return lines[-1].removeprefix("mobilefit: ")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mobilefit import litert
+from mobilefit.formats import onnx, torch_export
+from mobilefit.formats.parity import TOLERANCES
+from mobilefit.jobs import export as export_job
 from mobilefit.litert.graph import METADATA_NAME, parse, serialize
+from mobilefit.litert.metadata import labels_of, packaged
 
-from .small import World, make_images, record, run
+from .small import CLASSES, World, hold_steady, make_images, record, run
 
 REFUSED = Callable[..., str]
 
@@ -22,7 +31,7 @@ def verbs_on(file: Path, world: World, out: Path) -> dict[str, Sequence[object]]
     return {
         "evaluate": ["evaluate", world.images, file],
         "predict": ["predict", file, world.images / "red" / "000.png"],
-        "quantize": ["quantize", file, world.images, "--images", 6, "--out", out / "q.tflite"],
+        "quantize": ["quantize", file, world.images, "--images", 6, "--out", out / "q"],
         "bench": ["bench", world.int8, file, "--csv", out / "b.csv"],
     }
 
@@ -88,22 +97,10 @@ def test_bench_takes_a_file_of_somebody_else(world: World, tmp_path: Path, stead
 def test_an_int8_file_is_not_quantized_again(
     world: World, tmp_path: Path, refused: REFUSED
 ) -> None:
-    said = refused("quantize", world.int8, world.images, "--out", tmp_path / "q.tflite")
+    said = refused("quantize", world.int8, world.images, "--out", tmp_path / "q")
     assert "already quantized" in said and "give the float32 file" in said
     assert str(world.int8) in said
     assert not (tmp_path / "q.tflite").exists()
-
-
-def test_quantize_names_its_file_after_the_other(
-    world: World, tmp_path: Path, steady: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "net_float32.tflite").write_bytes(world.float32.read_bytes())
-    assert run("quantize", tmp_path / "net_float32.tflite", world.images) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in out] == [
-        str(tmp_path / "net_float32.tflite"), str(tmp_path / "net_int8.tflite")
-    ]  # fmt: skip
-    assert (tmp_path / "net_int8.tflite").read_bytes() == world.int8.read_bytes()
 
 
 def test_images_that_cannot_be_predicted(
@@ -179,8 +176,8 @@ def test_bench_refuses_cores_and_threads_that_are_not_there(
     world: World, refused: REFUSED
 ) -> None:
     assert "core 9999 is not among" in refused("bench", world.int8, "--core", 9999)
-    assert "--threads is 0" in refused("bench", world.int8, "--threads", 0)
-    said = refused("bench", world.int8, "--threads", 2, "--core", 0)
+    assert "--num-threads is 0" in refused("bench", world.int8, "--num-threads", 0)
+    said = refused("bench", world.int8, "--num-threads", 2, "--core", 0)
     assert "cannot be pinned" in said
 
 
@@ -188,3 +185,128 @@ def test_a_report_needs_a_run(tmp_path: Path, refused: REFUSED) -> None:
     assert f"no such run folder: {tmp_path}/none" in refused("report", tmp_path / "none")
     said = refused("report", tmp_path)
     assert str(tmp_path) in said
+
+
+# ---- files for other programs
+
+EVERY = ("float32", "int8", "float16", "dynamic", "int8_io", "onnx", "pt2")
+FILES = Path(__file__).parents[2] / "docs" / "files.md"
+
+
+@pytest.fixture(scope="module")
+def exported(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network in every format whose packages the development environment has."""
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("formats") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        hold_steady(patch.setattr)
+        code = run("export", world.weights, world.images, "--formats", ",".join(EVERY), "--out", out)
+    assert code == 0
+    return out
+
+
+def test_export_writes_what_it_is_asked_for(exported: Path, world: World) -> None:
+    final = record(exported)["final"]
+    assert list(final["files"]) == list(EVERY)
+    for kind, name in final["files"].items():
+        assert (exported / name).stat().st_size == final["bytes"][kind] > 0
+    assert (exported / "model_float32.tflite").read_bytes() == world.float32.read_bytes()
+    assert (exported / "model_int8.tflite").read_bytes() == world.int8.read_bytes()
+    assert not (exported / "model.pte").exists()
+
+
+def test_parity_is_written_for_each_file(exported: Path) -> None:
+    found = json.loads((exported / "parity.json").read_text())
+    assert list(found) == list(EVERY)
+    for kind, check in found.items():
+        assert check["ok"] and check["kind"] == kind and check["images"] == 24
+        assert check["tolerance"]["logits"] == TOLERANCES[kind].logits
+    assert found["float32"]["largest"] < found["float16"]["largest"] < found["int8"]["largest"]
+
+
+def test_each_file_says_whose_it_is_and_how_good(exported: Path) -> None:
+    final = record(exported)["final"]
+    for kind in EVERY[:5]:
+        blob = (exported / final["files"][kind]).read_bytes()
+        said = litert.read_metadata(blob)
+        assert said is not None and said["accuracy"][kind]["images"] == "24 test images of shades"
+        assert labels_of(blob) == list(CLASSES) and packaged(blob) == blob
+        if kind in ("float32", "int8"):
+            known = final["accuracy_float" if kind == "float32" else "accuracy_int8"]
+            assert said["accuracy"][kind]["top1"] == known
+    other = onnx.read_metadata((exported / "model.onnx").read_bytes())
+    assert other == torch_export.load((exported / "model.pt2").read_bytes())[1]
+    assert other is not None and tuple(other["classes"]) == CLASSES
+
+
+@pytest.mark.parametrize("kind", EVERY[2:5])
+def test_every_litert_file_can_be_evaluated_and_predicted(
+    kind: str, exported: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = exported / f"model_{kind}.tflite"
+    assert run("evaluate", world.images, file) == 0
+    said = litert.read_metadata(file.read_bytes())
+    assert said is not None
+    assert f"top-1 {said['accuracy'][kind]['top1']:.2%}, " in capsys.readouterr().out
+    assert run("predict", file, world.images / "red" / "000.png") == 0
+    assert "red" in capsys.readouterr().out
+
+
+def test_a_file_out_of_tolerance_ends_with_3_and_loses_nothing(
+    world: World, tmp_path: Path, steady: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    wrong = export_job.FORMATS["float16"]._replace(run=lambda blob, images: np.eye(3)[np.zeros(len(images), int)])
+    monkeypatch.setitem(export_job.FORMATS, "float16", wrong)
+    out = tmp_path / "run"
+    assert run("export", world.weights, world.images, "--formats", "float16,int8", "--out", out) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "do not say what the network says: float16: " in said and "int8" not in said
+    assert str(out / "parity.json") in said
+    found = json.loads((out / "parity.json").read_text())
+    assert (found["float16"]["ok"], found["int8"]["ok"]) == (False, True)
+    assert sorted(record(out)["final"]["files"].values()) == ["model_float16.tflite", "model_int8.tflite"]
+    assert {"model_float16.tflite", "model_int8.tflite"} <= {path.name for path in out.iterdir()}
+
+
+def test_formats_that_are_not_there(
+    world: World, tmp_path: Path, refused: REFUSED, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["export", world.weights, world.images, "--out", tmp_path / "run", "--formats"]
+    assert "unknown format 'onxx'; did you mean 'onnx'?" in refused(*words, "int8,onxx")
+    assert "--formats names none; choose from float32, int8, " in refused(*words, " , ")
+
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(Exception, match="needs the package executorch") as caught:
+        export_job._kinds("int8,executorch")
+    assert "pip install 'mobilefit[executorch]'" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_snippet_of_the_page_runs(
+    exported: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mediapipe")
+    snippets = re.findall(r"^```python\n(.*?)^```$", FILES.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 4
+    (exported / "photo.png").write_bytes((world.images / "green" / "001.png").read_bytes())
+    monkeypatch.chdir(exported)
+    for snippet in snippets[:3]:
+        exec(compile(snippet, str(FILES), "exec"), {})
+        assert capsys.readouterr().out.startswith("green")
+    names: dict[str, Any] = {}
+    exec(compile(snippets[3], str(FILES), "exec"), names)
+    assert names["logits"].shape == (5, 3)
+
+
+def test_the_page_knows_the_formats_and_their_tolerances() -> None:
+    page = FILES.read_text()
+    for kind, form in export_job.FORMATS.items():
+        assert re.search(rf"^\| `{kind}` \| `{re.escape(form.file)}` \|", page, re.MULTILINE), kind
+        limits = TOLERANCES[kind]
+        row = next(line for line in page.splitlines() if f"`{kind}`" in line and " % " in line)
+        assert f"| {limits.logits:g}".replace("0.0001", "0.0001") in row
+        assert f"| {limits.agreement:.0%}".replace("%", " %") in row

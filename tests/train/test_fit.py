@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mobilefit.data import ImageSet
 from mobilefit.data.images import ArraySource
 from mobilefit.errors import InputError
 from mobilefit.train import TrainingDiverged, evaluate, fit
-from mobilefit.train.loop import Trainer
+from mobilefit.train.loop import Trainer, _fabric, _plan
 
 from .small import (
     EPOCH_STEPS,
@@ -204,3 +205,36 @@ def test_a_finished_training_is_not_overwritten(tmp_path: Path) -> None:
     assert rows(tmp_path)[-1]["step"] == STEPS == result.history[-1]["step"]
     assert before[0] == (tmp_path / "checkpoint.pt").read_bytes()
     assert before[1] == (tmp_path / "metrics.jsonl").read_bytes()
+
+
+def test_a_teacher_teaches_without_labels() -> None:
+    teacher = network()
+    train(teacher, epochs=25)
+    teacher.eval()
+    pupil = network(seed=1)
+    train(pupil, epochs=25, distillation=1.0, label_smoothing=0.0, teacher=teacher)
+    images = shades(60, seed=2)
+    taught, right = evaluate(pupil, images, PRESET), evaluate(teacher, images, PRESET)
+    assert np.mean(taught.predictions == right.predictions) > 0.9
+
+
+def test_the_share_of_the_teacher_is_the_share_of_the_loss() -> None:
+    net, teacher = network().eval(), network(seed=1).eval()
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0])
+    losses = {}
+    for share in (0.0, 0.25, 1.0):
+        fields = {"distillation": share, "label_smoothing": 0.0}
+        trainer = Trainer(
+            _fabric("cpu", RECIPE), net, replace(RECIPE, **fields), _plan(shades(), RECIPE, 3, None), 0,
+            teacher,
+        )  # fmt: skip
+        losses[share] = float(trainer._loss(images, labels).detach())
+    assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
+    wanted = nn.functional.cross_entropy(net(images), teacher(images).softmax(1))
+    assert losses[1.0] == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_distillation_needs_a_teacher() -> None:
+    with pytest.raises(InputError, match="distils from a teacher, and there is none"):
+        train(network(), distillation=0.5)

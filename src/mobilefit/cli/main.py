@@ -33,10 +33,11 @@ VERBS: dict[str, Verb] = {
     "info": Verb("info", "InfoConfig", "A network as the paper's table, with its costs."),
     "train": Verb("train", "TrainConfig", "Train a network on your images."),
     "evaluate": Verb("evaluate", "EvaluateConfig", "Accuracy of weights or of a LiteRT file."),
-    "predict": Verb("predict", "PredictConfig", "What a LiteRT file sees in images."),
+    "predict": Verb("predict", "PredictConfig", "What a LiteRT file sees in images, a video, a camera."),
+    "demo": Verb("demo", "DemoConfig", "A web page here where one drops an image or uses the camera."),
     "adapt": Verb("adapt", "AdaptConfig", "NetAdapt: shrink a trained network to a latency."),
     "quantize": Verb("quantize", "QuantizeConfig", "A float32 LiteRT file to int8."),
-    "export": Verb("export", "ExportConfig", "Trained weights to LiteRT files."),
+    "export": Verb("export", "ExportConfig", "Trained weights to files: LiteRT, ONNX, torch.export, ExecuTorch."),
     "bench": Verb("bench", "BenchConfig", "Latency of LiteRT files, side by side."),
     "report": Verb("report", "ReportConfig", "The HTML page of a run, made anew from its records."),
     "doctor": Verb("doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
@@ -167,7 +168,7 @@ def _fail(message: str, hint: str | None, code: int) -> int:
 
 
 def _interrupted(words: list[str]) -> int:
-    resumable = {"design": [], "search": [], "adapt": [], "train": ["--resume"]}
+    resumable = {"design": [], "search": [], "adapt": [], "quantize": [], "train": ["--resume"]}
     verb = words[0] if words else ""
     line = "mobilefit: interrupted"
     if verb in resumable:

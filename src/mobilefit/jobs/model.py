@@ -15,8 +15,9 @@ import torch
 from mobilefit import arch, int8, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset, batches
-from mobilefit.device import shared_worker
 from mobilefit.errors import InputError
+from mobilefit.jobs.running import Runner, outline
+from mobilefit.litert.metadata import packaged
 from mobilefit.nn import Network, build, load_weights
 from mobilefit.train import Evaluation, evaluation_of
 
@@ -39,19 +40,37 @@ def int8_for_timing(spec: NetSpec) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A network's two files."""
+    """A network's two files as they are written, and what they make of the test images."""
 
     float32: bytes
     int8: bytes
+    found: dict[str, Evaluation]
+    """By the file's name here."""
 
 
 def export(network: Network, data: ClassificationData, preset: Preset, *, seed: int = 0) -> Exported:
-    """Compile to LiteRT and quantize with training images as calibration."""
-    metadata = {
+    """Compile to LiteRT, quantize with training images as calibration, evaluate, and package."""
+    blob = litert.compile(
+        network.eval(), input_shape(network.spec), metadata=description(network, data, preset)
+    )
+    files = {"float32": blob, "int8": int8.quantize(blob, calibration(data, preset, seed))}
+    found = {kind: evaluate_file(file, data.test, preset) for kind, file in files.items()}
+    known = {kind: accuracy_entry(evaluation, data) for kind, evaluation in found.items()}
+    return Exported(
+        float32=packaged(files["float32"], known), int8=packaged(files["int8"], known), found=found
+    )
+
+
+def description(network: Network, data: ClassificationData, preset: Preset) -> dict[str, Any]:
+    """What a file says of itself."""
+    return {
         "preset": preset.to_dict(), "classes": list(data.classes), "spec": network.spec.to_dict(),
     }  # fmt: skip
-    blob = litert.compile(network.eval(), input_shape(network.spec), metadata=metadata)
-    return Exported(float32=blob, int8=int8.quantize(blob, calibration(data, preset, seed)))
+
+
+def accuracy_entry(found: Evaluation, data: ClassificationData) -> dict[str, Any]:
+    """A file's accuracy as its metadata keep it (see ``litert.metadata.packaged``)."""
+    return {"top1": found.top1, "images": f"{found.count} test images of {data.name}"}
 
 
 def calibration(
@@ -65,8 +84,9 @@ def calibration(
 
 def evaluate_file(blob: bytes, images: ImageSet, preset: Preset) -> Evaluation:
     """Accuracy of a LiteRT file, run image by image as on the device."""
+    runner = Runner(blob)
     logits = [
-        shared_worker().run(blob, np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy()), threads=2)
+        runner(np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy()), threads=2)
         for batch, _ in batches(images, preset, 200, train=False)
     ]
     return evaluation_of(np.concatenate(logits), images.labels)
@@ -115,7 +135,8 @@ def file_info(blob: bytes, path: Path) -> FileInfo:
         metadata: Any = litert.read_metadata(blob)
         if not isinstance(metadata, dict) or not {"preset", "classes", "spec"} <= metadata.keys():
             raise InputError(
-                "does not say how its input is prepared", "use a file that mobilefit exported"
+                f"{outline(blob)}, but does not say how its input is prepared",
+                "use a file that mobilefit exported",
             )
         return FileInfo(
             preset=Preset.from_dict(metadata["preset"]), classes=tuple(metadata["classes"]),

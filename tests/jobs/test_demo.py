@@ -1,0 +1,260 @@
+"""The demo's server: what it answers, what it refuses, and that it keeps nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import resource
+import socket
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilefit.jobs.predict import PredictConfig, predict
+
+from .serving import Served, png
+from .small import CLASSES, World, picture, run
+
+demo_server = pytest.importorskip("mobilefit.jobs.demo_server")
+
+Refused = Callable[..., str]
+
+
+# ---- what it answers
+
+
+def test_it_says_what_it_serves(served: Served, world: World) -> None:
+    response, body = served.ask("GET", "/about")
+    about = json.loads(body)
+    assert response.status == 200 and about["max_bytes"] == 10_000_000
+    assert [model["numbers"] for model in about["models"]] == ["int8", "float32"]  # found beside
+    for model, path in zip(about["models"], (world.int8, world.float32)):
+        assert model["file"] == path.name and model["bytes"] == path.stat().st_size
+        assert model["name"] == "tiny" and model["resolution"] == 32
+        assert model["classes"] == list(CLASSES)
+        accuracy, latency = model["accuracy"], model["latency"]
+        assert accuracy["top1"] > 0.5 and accuracy["images"] == "24 test images of shades"
+        assert 0 < latency["p10_ms"] <= latency["median_ms"] <= latency["p90_ms"]
+
+
+def test_it_sees_what_predict_sees(served: Served, world: World, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    photo = tmp_path / "photo.jpg"
+    picture(1, 7, (64, 48)).save(photo, exif=exif)
+    status, answer = served.predict(photo.read_bytes())
+    assert status == 200 and answer["decode_ms"] > 0
+    for path, model in zip((world.int8, world.float32), answer["models"]):
+        expected = predict(PredictConfig(file=path, images=(photo,), top=5))[0]["classes"]
+        assert model["classes"] == expected and model["run_ms"] > 0
+
+
+def test_requests_at_once_get_each_its_own_answer(served: Served) -> None:
+    uploads = [png(picture(label % 3, label)) for label in range(12)]
+
+    def classes(upload: bytes) -> Any:
+        return served.predict(upload)[1]["models"][0]["classes"]
+
+    alone = [classes(upload) for upload in uploads]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(classes, uploads)) == alone
+    assert [found[0]["class"] for found in alone] == [CLASSES[i % 3] for i in range(12)]
+
+
+# ---- what it refuses
+
+
+def claimed(width: int, height: int) -> bytes:
+    """The beginning of a PNG file of that size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+
+
+# Ghostscript would be run on this by Pillow, through a temporary file.
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("body", "status", "line"), [
+    (b"", 415, "not an image that can be read"),
+    (b"only words", 415, "not an image that can be read"),
+    (EPS, 415, "not an image that can be read"),
+    (png(picture(0, 0))[:700], 415, "truncated"),
+    (png(picture(0, 0, (3, 40))), 415, "only 3x40 pixels"),
+    (claimed(10_000, 10_000), 413, "10000x10000 pixels: at most 89 million"),
+    (claimed(60_000, 60_000), 413, "too many pixels: at most 89 million"),
+], ids=["empty", "text", "eps", "cut", "narrow", "large", "bomb"])  # fmt: skip
+def test_what_is_no_usable_image(body: bytes, status: int, line: str, served: Served) -> None:
+    found, answer = served.predict(body)
+    assert found == status and line in answer["problem"]
+    assert served.predict(png(picture(2, 1)))[0] == 200  # and it goes on
+
+
+def test_an_upload_that_says_it_is_too_large(served: Served) -> None:
+    connection = HTTPConnection(served.host, timeout=60)
+    connection.putrequest("POST", "/predict")
+    connection.putheader("Content-Length", "10000001")
+    connection.endheaders()  # and not one byte of it
+    response = connection.getresponse()
+    assert response.status == 413
+    assert "larger than 10 MB" in json.loads(response.read())["problem"]
+
+
+def test_an_upload_that_turns_out_too_large(served: Served) -> None:
+    """It is cut off at the limit: the server does not read what a sender never stops sending."""
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 200_000_000:
+            sent += 100_000
+            yield b"\0" * 100_000
+
+    with pytest.raises(OSError):  # the pipe breaks while sending
+        response, answer = served.ask("POST", "/predict", endless(), chunked=True)
+        assert response.status == 413 and "larger than 10 MB" in json.loads(answer)["problem"]
+        raise OSError("refused before the pipe broke")
+    assert sent < 60_000_000
+    assert served.predict(png(picture(2, 1)))[0] == 200
+
+
+@pytest.mark.parametrize("headers", [
+    {"host": "evil.example"},
+    {"host": "evil.example:80"},
+    {"host": "[::1"},
+    {"origin": "http://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://127.0.0.1:1"},
+    {"sec_fetch_site": "cross-site"},
+    {"sec_fetch_site": "same-site"},
+])  # fmt: skip
+def test_a_foreign_page_is_refused(headers: dict[str, str], served: Served) -> None:
+    status, answer = served.predict(png(picture(0, 0)), **headers)
+    assert status == 403 and answer["problem"]
+    if "host" in headers:  # a rebound name must not read the page either
+        assert served.ask("GET", "/about", headers=headers)[0].status == 403
+
+
+def test_the_page_itself_is_not_refused(served: Served) -> None:
+    upload = png(picture(0, 0))
+    own = {"origin": f"http://{served.host}", "sec_fetch_site": "same-origin"}
+    assert served.predict(upload, **own)[0] == 200
+    port = served.host.partition(":")[2]
+    assert served.predict(upload, host=f"localhost:{port}")[0] == 200
+    assert served.ask("GET", "/", headers={"sec-fetch-site": "cross-site"})[0].status == 200  # a link
+
+
+def test_other_paths_and_methods(served: Served) -> None:
+    assert served.ask("GET", "/predict")[0].status == 405
+    assert served.ask("OPTIONS", "/predict")[0].status == 405  # no other site gets leave
+    for path in ("/demo.py", "/../demo.py", "/docs"):
+        assert served.ask("GET", path)[0].status == 404
+
+
+# ---- what it keeps
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of another process")
+def test_no_upload_is_written_to_a_file(served: Served) -> None:
+    """The process may write to no file at all (see ``serving``), and still answers megabytes."""
+    assert resource.prlimit(served.pid, resource.RLIMIT_FSIZE) == (0, 0)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
+    upload = png(Image.fromarray(noise))
+    assert len(upload) > 4_000_000
+    tiff = io.BytesIO()
+    Image.fromarray(noise).save(tiff, "TIFF", compression="tiff_lzw")
+    for body in (upload, upload[: len(upload) // 2], tiff.getvalue()):
+        assert served.predict(body)[0] == (415 if len(body) < 3_000_000 else 200)
+    left = [*served.temporary.rglob("*"), *served.home.rglob("*")]
+    assert [path for path in left if path.is_file()] == []
+
+
+def test_the_page_asks_nothing_of_the_outside(served: Served) -> None:
+    for path in ("/", "/demo.css", "/demo.js"):
+        response, body = served.ask("GET", path)
+        assert response.status == 200
+        assert not re.search(rb"(https?:)?//[a-z]|@import|@font-face", body.replace(b"// ", b""))
+        policy = response.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'") and "http" not in policy
+        assert response.headers["Cache-Control"] == "no-store"
+    assert {name for name, _ in demo_server.PAGE.values()} == {
+        file.name for file in files("mobilefit.jobs").iterdir() if file.name.startswith("demo.")
+    } - {"demo.py"}
+
+
+# ---- how it starts
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, steady: None) -> list[int]:
+    """The ports that were served at; serving ends at once."""
+    ports: list[int] = []
+    monkeypatch.setattr(
+        demo_server, "serve", lambda app, listening: ports.append(listening.getsockname()[1])
+    )
+    return ports
+
+
+def test_a_taken_port_gives_way_to_the_next(
+    world: World, started: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run("demo", world.int8, "--port", port) == 0
+    assert port < started[0] <= port + 100
+    out, err = capsys.readouterr()
+    assert err == f"port {port} is taken\n"
+    assert out.splitlines()[-1] == f"serving at http://127.0.0.1:{started[0]}/ (Ctrl-C ends it)"
+    assert [line.partition(":")[0] for line in out.splitlines()[:2]] == [
+        str(world.int8), str(world.float32)
+    ]  # fmt: skip
+
+
+def test_a_bad_file_beside_is_left_out(
+    world: World, tmp_path: Path, started: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net_float32.tflite").write_bytes(world.float32.read_bytes())
+    (tmp_path / "net_int8.tflite").write_bytes(b"no network")
+    assert run("demo", tmp_path / "net_float32.tflite", "--port", 0) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and err.startswith(f"left out: {tmp_path}/net_int8.tflite: ")
+
+
+def test_what_the_demo_refuses(
+    world: World, started: list[int], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused("demo", *[world.int8] * 3).startswith("3 files; name one or two")
+    assert refused("demo", world.int8, "--port", 70000).startswith("--port is 70000")
+    assert refused("demo", world.int8, "--max-mb", 0).startswith("--max-mb is 0")
+    assert "is no address" in refused("demo", world.int8, "--host", "no.such.host.invalid")
+    assert "cannot serve at 192.0.2.1 port 7860" in refused(
+        "demo", world.int8, "--host", "192.0.2.1"
+    )
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "mobilefit.jobs.demo_server")
+    monkeypatch.delattr("mobilefit.jobs.demo_server")
+    said = refused("demo", world.int8)
+    assert said == "the demo needs uvicorn; pip install 'mobilefit[demo]'"
+    assert started == []
+
+
+def test_another_address_is_said(
+    world: World, started: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("demo", world.int8, "--host", "0.0.0.0", "--port", 0) == 0
+    assert "other machines can reach the page" in capsys.readouterr().err
