@@ -2,6 +2,7 @@
 
     python -m benchmarks.int8 fashion-mnist --network mobilenet_v3_small --seeds 1 2 3 --epochs 2
     python -m benchmarks.int8 PHOTOS --network mobilenet_v3_large --seeds 1 2 3 --epochs 30
+    python -m benchmarks.int8 fashion-mnist --activation swish --epochs 2 --qat-steps 0
     python -m benchmarks.int8 --summary
 
 Each network is trained, quantized and evaluated on the test images once: what is there already, in
@@ -20,6 +21,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+import mobilefit as mf
 from benchmarks.common import ROOT, header
 from mobilefit import int8, litert
 from mobilefit.data import ClassificationData, load
@@ -37,13 +39,20 @@ PROTOCOL = (
     ".tflite files on all test images; quantization-aware training goes on from the float weights with the "
     "recipe 'int8' (AdamW, cosine, half of the loss from the float network)"
 )
+H_SWISH = "hard_swish"
 TARGETS = {"ptq": 1.0, "qat": 0.3}
 """Points of accuracy that each may lose on average."""
 
 
+def name_of(options: argparse.Namespace, seed: int) -> str:
+    """Of a trained network's folder and file."""
+    network = options.network + (f"_{options.activation}" if options.activation != H_SWISH else "")
+    return f"{Path(options.data).name}-{network}-{seed}"
+
+
 def one(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Everything about one trained network."""
-    name = f"{Path(options.data).name}-{options.network}-{seed}"
+    name = name_of(options, seed)
     data = load(options.data, seed=seed)
     network = load_network(_trained(options, seed, RUNS / name))
     preset = data.preset(options.resolution)
@@ -53,9 +62,9 @@ def one(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     write_atomic(RUNS / name / "model_float32.tflite", blob)
     exact = evaluate_file(blob, data.test, preset)
     ptq = list(_calibrations(blob, data, preset, exact, seed))
-    qat = _qat(options, seed, RUNS / name)
+    qat = _qat(options, seed, RUNS / name) if options.qat_steps else None
     return {
-        "data": data.name, "network": options.network, "resolution": options.resolution, "seed": seed,
+        "data": data.name, "network": options.network, "activation": options.activation, "resolution": options.resolution, "seed": seed,
         "epochs": options.epochs, "qat_steps": options.qat_steps, "float32": exact.top1,
         "test_images": exact.count, "ptq": ptq, "qat": qat,
     }  # fmt: skip
@@ -63,8 +72,11 @@ def one(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def _trained(options: argparse.Namespace, seed: int, folder: Path) -> Path:
     if not (folder / "record.json").exists():
+        spec = mf.spec(options.network).activations({H_SWISH: options.activation})
+        model = folder.with_suffix(".json")
+        write_atomic(model, spec.to_json())
         train(TrainConfig(
-            data=options.data, model=options.network, resolution=options.resolution,
+            data=options.data, model=str(model), resolution=options.resolution,
             epochs=options.epochs, seed=seed, out=folder, resume=True,
         ))  # fmt: skip
     return folder / "model.safetensors"
@@ -136,7 +148,7 @@ def _change(rows: list[dict[str, Any]], values: list[float]) -> str:
 
 def fidelities(rows: list[dict[str, Any]]) -> str:
     """The least of each share over all networks."""
-    found = [row["qat"]["fidelity"] for row in rows]
+    found = [row["qat"]["fidelity"] for row in rows if row["qat"]]
     return (
         f"Fake-quant forward pass against the file, the least over {len(found)} networks: top-1 equal on "
         f"{min(f['top1'] for f in found):.2%} of images, {min(f['equal'] for f in found):.2%} of logits equal, "
@@ -144,9 +156,24 @@ def fidelities(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def activations(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean accuracy by network and activation on Fashion-MNIST, as ``benchmarks.latency`` reads it."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for network, act in sorted({(row["network"], row["activation"]) for row in rows}):
+        mine = [r for r in rows if (r["network"], r["activation"], r["data"]) == (network, act, "fashion-mnist")]
+        if mine:
+            found[network][act] = {
+                "float32": statistics.mean(row["float32"] for row in mine),
+                "int8": statistics.mean(_plain(row, "percentile") for row in mine), "seeds": len(mine),
+            }  # fmt: skip
+    return found
+
+
 def write_summary() -> None:
     """Read every row that there is, write and print the table."""
     rows = [json.loads(path.read_text()) for path in sorted((RESULTS / "rows").glob("*.json"))]
+    write_json(RESULTS / "activations.json", activations(rows))
+    rows = [row for row in rows if row["activation"] == H_SWISH]
     top = header(PROTOCOL)
     text = "\n".join([
         "# What int8 costs", "", f"{top['device']}, {top['machine']['date']}. {PROTOCOL[0].upper()}{PROTOCOL[1:]}.",
@@ -161,15 +188,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="?", help="fashion-mnist, or a folder of class folders")
     parser.add_argument("--network", default="mobilenet_v3_small")
+    parser.add_argument("--activation", default=H_SWISH, choices=(H_SWISH, "swish", "relu"))
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--qat-steps", type=int, default=200)
+    parser.add_argument("--qat-steps", type=int, default=200, help="0: none")
     parser.add_argument("--observer", default="percentile", help="of the ranges that QAT starts from")
     parser.add_argument("--summary", action="store_true", help="only write the table anew")
     options = parser.parse_args(arguments)
     for seed in options.seeds if options.data and not options.summary else ():
-        name = f"{Path(options.data).name}-{options.network}-{seed}.json"
+        name = f"{name_of(options, seed)}.json"
         if not (RESULTS / "rows" / name).exists():
             (RESULTS / "rows").mkdir(parents=True, exist_ok=True)
             write_json(RESULTS / "rows" / name, one(options, seed))

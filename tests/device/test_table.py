@@ -263,7 +263,7 @@ def test_a_table_of_another_device_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "3", "null", "{}", '{"format": 1, "rows": []}', '{"format": 1}'],
+    ["", "{", "[]", "3", "null", "{}", '{"format": 2, "rows": []}', '{"format": 2}', '{"format": 1}'],
 )
 def test_a_damaged_table_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "table.json"

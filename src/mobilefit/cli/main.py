@@ -38,7 +38,7 @@ VERBS: dict[str, Verb] = {
     "adapt": Verb("adapt", "AdaptConfig", "NetAdapt: shrink a trained network to a latency."),
     "quantize": Verb("quantize", "QuantizeConfig", "A float32 LiteRT file to int8."),
     "export": Verb("export", "ExportConfig", "Trained weights to files: LiteRT, ONNX, torch.export, ExecuTorch."),
-    "bench": Verb("bench", "BenchConfig", "Latency of LiteRT files, side by side."),
+    "bench": Verb("bench", "BenchConfig", "Latency of files, side by side."),
     "report": Verb("report", "ReportConfig", "The HTML page of a run, made anew from its records."),
     "doctor": Verb("doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
 }  # fmt: skip
