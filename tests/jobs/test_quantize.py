@@ -18,6 +18,7 @@ from mobilefit.jobs.model import evaluate_file, file_info
 from mobilefit.litert.graph import parse, read_metadata
 from mobilefit.litert.metadata import labels_of
 from mobilefit.runs import read_jsonl
+from mobilefit.runtime import TimingSamples, Worker
 from mobilefit.train import loop
 
 from .small import CLASSES, World, record, run
@@ -123,6 +124,19 @@ def test_int8_at_the_ends(world: World, tmp_path: Path) -> None:
     assert record(tmp_path / "q")["fidelity"]["within_one_step"] == 1.0
 
 
+def test_the_lowering_that_is_fastest_here_is_taken(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(worker: Worker, blobs: list[bytes], **_: object) -> list[TimingSamples]:
+        sums = [any(op.output.name.endswith("/before") for op in parse(blob).ops) for blob in blobs]
+        return [TimingSamples([0.5 if found else 1.0] * 3, stable=True) for found in sums]
+
+    monkeypatch.setattr(Worker, "time_many", timed)
+    assert quantize(world, tmp_path / "q", "--lowering", "measure", "--max-drop", 100) == 0
+    assert record(tmp_path / "q")["lowering"] == "hard-sigmoid sum"
+    assert any("three" in t.name and "se" in t.name for t in parse(file_of(tmp_path / "q")).tensors())
+
+
 def test_every_layer_is_told_when_asked(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +151,7 @@ def test_every_layer_is_told_when_asked(
     [
         (("--keep-float", "blok.*"), "no layer is named 'blok.*'; the layers: stem"),
         (("--policy", "nowhere.json"), "nowhere.json"),
+        (("--lowering", "h-swish hole"), "unknown lowering 'h-swish hole'; did you mean 'h-swish whole'"),
         (("--observer", "median"), "'median' is not one of 'minmax'"),
         (("--images", 0), "--images is 0, must be a number above 0"),
         (("--method", "qat", "--distillation", 2), "distillation is 2.0, must be from 0 to 1"),

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mobilefit import device, int8
+from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, batches, load
+from mobilefit.device import lowerings
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.int8 import Fidelity, LayerSensitivity, Policy, Simulation
 from mobilefit.int8.observers import Observer
@@ -18,12 +20,14 @@ from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.model import FileInfo, calibration, evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
 from mobilefit.jobs.running import Runner
+from mobilefit.litert.lowerings import DEFAULT, INT8, named
 from mobilefit.litert.metadata import packaged
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json, write_atomic
 from mobilefit.train import recipe
 
 FILE = "model_int8.tflite"
+MEASURE = "measure"
 AUTO_DROP = 0.003  # of held-out accuracy: what "auto" lets calibration alone lose
 WORST = 3
 _PROBED_PIXELS = 256 * 96 * 96  # of the images that a sensitivity looks at, all together
@@ -45,6 +49,9 @@ class QuantizeConfig:
     int16: str = option("", help="layers with int16 activations (slow: outside of the delegate)")
     policy: Path | None = option(None, help="the same as a .json file")
     edges: Literal["float", "int8"] = option("float", help="type of the file's input and output")
+    lowering: str = option(
+        DEFAULT, help="which operators the layers become: a name, or 'measure' for the fastest here"
+    )
     epochs: int = option(1, help="qat: passes over the training images")
     steps: int | None = option(None, help="qat: optimizer steps, in place of --epochs")
     lr: float | None = option(None, help="qat: learning rate for a batch of 256")
@@ -67,6 +74,8 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     lab.check_positive(
         images=config.images, epochs=config.epochs, steps=config.steps, lr=config.lr
     )
+    if config.lowering != MEASURE:
+        named(config.lowering, INT8)
     policy = _policy(config)
     blob = read_file(config.file)
     described = file_info(blob, config.file)
@@ -74,11 +83,23 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     run = RunFolder(config.out, "quantize", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
-    work = _Work(config, data, described.preset, run, Voice(quiet=config.quiet))
+    voice = Voice(quiet=config.quiet)
+    lowering = run.stage("lowering", lambda: _lowering(config, described.spec, voice))
+    work = _Work(config, data, described.preset, run, voice, lowering)
     with naming(config.file):
         simulation = work.calibrated(blob, policy)
         small, method = work.best(blob, simulation)
     return _finish(work, blob, small, method, simulation, described)
+
+
+def _lowering(config: QuantizeConfig, spec: NetSpec, voice: Voice) -> str:
+    """The name of the lowering: the one asked for, or the fastest of all here, side by side."""
+    if config.lowering != MEASURE:
+        return config.lowering
+    timed = lowerings.compare(spec)
+    for row in timed:
+        voice(f"lowering '{row.name}': {row.latency}, {row.partitions} partition(s)")
+    return lowerings.fastest(timed).name
 
 
 def _policy(config: QuantizeConfig) -> Policy:
@@ -102,21 +123,27 @@ class _Work:
     preset: Preset
     run: RunFolder
     voice: Voice
+    lowering: str
 
     def calibrated(self, blob: bytes, policy: Policy) -> Simulation:
         images = list(calibration(self.data, self.preset, self.config.seed, self.config.images))
-        simulation = int8.calibrated(blob, images, observer=self.config.observer, policy=policy)
+        simulation = int8.calibrated(
+            blob, images, observer=self.config.observer, policy=policy, lowering=self.lowering
+        )
         if self.config.bias_correction:
             int8.correct_biases(simulation, int8.quantizer.batches_of(simulation.graph, images))
         return simulation
 
     def best(self, blob: bytes, simulation: Simulation) -> tuple[bytes, str]:
         """The int8 file by the method asked for, and the method."""
-        small = int8.written(simulation, edges=self.config.edges)
+        small = self.file(simulation)
         if self.config.method == "ptq" or (self.config.method == "auto" and self.keeps(blob, small)):
             return small, "ptq"
         self.train(simulation)
-        return int8.written(simulation, edges=self.config.edges), "qat"
+        return self.file(simulation), "qat"
+
+    def file(self, simulation: Simulation) -> bytes:
+        return int8.written(simulation, edges=self.config.edges, lowering=self.lowering)
 
     def keeps(self, blob: bytes, small: bytes) -> bool:
         """Whether int8 loses at most 0.3 points on held-out images."""
@@ -171,7 +198,7 @@ def _finish(
     failed = 100 * drop > config.max_drop
     rows = work.layers(simulation) if config.sensitivity or failed else []
     record = run.finish({
-        "seed": config.seed, "data": lab.describe(work.data), "method": method,
+        "seed": config.seed, "data": lab.describe(work.data), "method": method, "lowering": work.lowering,
         "policy": simulation.policy.to_dict(), "final_spec": described.spec.to_dict(),
         "final": {
             "accuracy_float": exact.top1, "accuracy_int8": rounded.top1, "drop": drop,
