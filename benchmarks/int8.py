@@ -40,8 +40,6 @@ PROTOCOL = (
     "recipe 'int8' (AdamW, cosine, half of the loss from the float network)"
 )
 H_SWISH = "hard_swish"
-TARGETS = {"ptq": 1.0, "qat": 0.3}
-"""Points of accuracy that each may lose on average."""
 
 
 def name_of(options: argparse.Namespace, seed: int) -> str:

@@ -150,6 +150,24 @@ def test_trained_weights_reach_the_file(small_blob, small_array, worker):
     assert found.within_one_step == 1.0
 
 
+def test_a_file_can_be_written_before_and_after_a_training(worker):
+    """Also where the writer had to raise a channel's weights, which are the file's alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        net[0].weight[1] = 1e-13
+        net[0].bias[1] = 1.0
+    array = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype(np.float32)
+    simulation = calibrated(compile(net, (1, 3, 6, 6)), [array])
+    simulation.trained_graph().ops[0].inputs[1] = None  # a copy: nothing of it comes back
+    before = worker.run(written(simulation), array)
+    with torch.no_grad():
+        simulation.constants[0].mul_(1.5)
+    after = worker.run(written(simulation), array)
+    assert not np.array_equal(before, after)
+    assert simulation.run(planes(array), "int8").shape == (8, 2, 6, 6)
+
+
 # ---- policies
 
 

@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
     assert set(contents(finished)) == {
         "config.json", "state.json", "record.json", "report.html", "latency_table.json",
-        "model.safetensors", "model_int8.tflite", "model_float32.tflite", "netadapt/netadapt.jsonl",
+        "model.safetensors", "parity.json", "model_int8.tflite", "model_float32.tflite", "netadapt/netadapt.jsonl",
         f"netadapt/step_{len(accepted(finished)):03d}.safetensors",
         *(f"train/{kind}-0/{name}" for kind in ("seed", "adapted", "width")
           for name in ("model.safetensors", "metrics.jsonl")),
@@ -200,6 +200,18 @@ def test_a_gate_on_what_int8_loses(
     said = refused(*words(world, out), code=3)
     assert said.startswith("int8 loses 52.50 points, more than --max-drop 50; mobilefit quantize")
     assert f"{out / 'model_float32.tflite'} {world.images} --method qat" in said
+
+
+def test_a_gate_on_parity(world: World, finished: Path, tmp_path: Path, refused: REFUSED) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    assert read_json(out / "parity.json") == record(out)["final"]["parity"]
+    found = record(out)
+    found["final"]["parity"]["int8"]["ok"] = False
+    write_json(out / "record.json", found)
+    said = refused(*words(world, out), code=3)
+    assert said.startswith("the files do not say what the network says: int8: top-1 agrees on")
+    assert "float32" not in said.partition(";")[0] and str(out / "parity.json") in said
 
 
 # ---- budgets that ask for nothing, or too much

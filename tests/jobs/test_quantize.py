@@ -15,6 +15,7 @@ import pytest
 from mobilefit.data import load
 from mobilefit.int8 import Policy
 from mobilefit.jobs.model import evaluate_file, file_info
+from mobilefit.jobs.running import Runner
 from mobilefit.litert.graph import parse, read_metadata
 from mobilefit.litert.metadata import labels_of
 from mobilefit.runs import read_jsonl
@@ -102,6 +103,18 @@ def test_the_gate_keeps_the_file_and_names_the_layers(
     rows = record(tmp_path / "q")["sensitivity"]
     assert all(row["layer"] in said for row in rows[:3]) and len(rows) > 8
     assert [r["snr_db"] for r in rows] == sorted(r["snr_db"] for r in rows)
+    assert parse(file_of(tmp_path / "q")).ops
+
+
+def test_a_file_that_computes_something_else_fails(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: REFUSED
+) -> None:
+    run_file = Runner.__call__
+    monkeypatch.setattr(Runner, "__call__", lambda self, *a, **k: run_file(self, *a, **k)[:, ::-1])
+    words = ("--images", 6, "--max-drop", 200, "--quiet", "--out", tmp_path / "q")
+    said = refused("quantize", world.float32, world.images, *words, code=3)
+    assert "does not compute what was simulated" in said
+    assert not json.loads((tmp_path / "q" / "parity.json").read_text())["int8"]["ok"]
     assert parse(file_of(tmp_path / "q")).ops
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from mobilefit.errors import InputError
 from mobilefit.formats.extra import needed
+from mobilefit.litert.graph import METADATA_NAME
 
 OPSET = 18
 """The lowest that torch's exporter writes by itself; HardSwish is an operator since 14."""
-METADATA_NAME = "mobilefit"
 Floats = npt.NDArray[np.float32]
 
 

@@ -11,6 +11,8 @@ import torch
 
 from mobilefit.int8.simulation import Simulation
 
+LEAST_TOP1, LEAST_WITHIN_ONE_STEP = 0.995, 0.99
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
@@ -24,9 +26,14 @@ class Fidelity:
     within_one_step: float
     """Share of logits that are at most one step of the output's scale apart."""
 
+    @property
+    def ok(self) -> bool:
+        """Whether the file computes what was simulated, but for single roundings."""
+        return self.top1 >= LEAST_TOP1 and self.within_one_step >= LEAST_WITHIN_ONE_STEP
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "ok": self.ok}
 
 
 def fidelity_of(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,15 +108,17 @@ class Simulation(nn.Module):
         return {name: span(*table[slot]) for name, slot in zip(self.names, slots, strict=True)}
 
     def trained_graph(self) -> Graph:
-        """The graph, with the weights that the parameters have now, in place."""
-        for op in self.graph.ops:
-            for position, tensor in enumerate(op.inputs):
-                if tensor in self._constants and op.code in LINEAR:
-                    value = self.constants[self._constants[tensor]].detach().to("cpu")
-                    if position == 1:
-                        value = _to_litert(op, value)
-                    tensor.data = np.ascontiguousarray(value.contiguous().numpy())
-        return self.graph
+        """A copy of the graph with the weights that the parameters have now; free to be changed."""
+        return replace(self.graph, ops=[self._trained(op) for op in self.graph.ops])
+
+    def _trained(self, op: Op) -> Op:
+        inputs = list(op.inputs)
+        for position, tensor in enumerate(inputs if op.code in LINEAR else ()):
+            if tensor is not None and tensor in self._constants:
+                value = self.constants[self._constants[tensor]].detach().to("cpu")
+                value = _to_litert(op, value) if position == 1 else value
+                inputs[position] = litert.Tensor.constant(tensor.name, value.contiguous().numpy())
+        return replace(op, inputs=inputs)
 
     # ---- running
 

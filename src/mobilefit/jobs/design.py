@@ -20,7 +20,7 @@ from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
 from mobilefit.device import Phone
 from mobilefit.errors import InputError, QualityGateError
-from mobilefit.jobs import lab, plan, searching
+from mobilefit.jobs import checks, lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
 from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
@@ -132,6 +132,7 @@ def _closing(run: RunFolder, config: DesignConfig) -> dict[str, Any]:
     for name in (*record["final"]["files"].values(), "report.html"):
         print(run.path / name)
     final = record["final"]
+    checks.gate(final["parity"], run.path)
     over = final["latency"]["median_ms"] - record["budget_ms"]
     if over > 0:
         raise QualityGateError(
@@ -351,6 +352,12 @@ class _Chain:
                 for entry, file, latency in zip(entries, files, latencies, strict=True)
             ]
             names = lab.write_files(self.run.path, files[chosen])
+            parity = checks.compare(
+                entries[chosen].network,
+                {kind: (getattr(files[chosen], kind), checks.through_litert) for kind in names},
+                self.data, self.preset, seed=self.config.seed,
+            )  # fmt: skip
+            checks.keep(parity, self.run.path)
             save_weights(entries[chosen].network, self.run.path / "model.safetensors")
         of_family = measured[0 if self.searched is None else -1]  # else the seed network is the family's
         budget_ms = self.budget.of(of_family.median_ms)
@@ -371,6 +378,7 @@ class _Chain:
                 "confusion": found[chosen][1].confusion.tolist(),
                 "misclassified": lab.misclassified(found[chosen][1], self.data),
                 "files": names,
+                "parity": parity,
             },
             "layers": {
                 "before": self.table.layer_rows(self.seed_spec),

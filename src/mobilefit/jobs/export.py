@@ -7,30 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from mobilefit import int8
-from mobilefit.data import ClassificationData, Preset, batches, load
+from mobilefit.data import ClassificationData, Preset, load
 from mobilefit.device import Latency
-from mobilefit.errors import InputError, QualityGateError, unknown
+from mobilefit.errors import InputError, unknown
 from mobilefit.formats import executorch, litert, onnx, torch_export
 from mobilefit.formats.extra import needed
-from mobilefit.formats.parity import Parity, parity
-from mobilefit.jobs import lab
+from mobilefit.jobs import checks, lab
 from mobilefit.jobs import model as models
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.options import option
-from mobilefit.jobs.running import Runner
 from mobilefit.litert import read_metadata
 from mobilefit.litert.metadata import packaged
 from mobilefit.nn import Network, load_network
-from mobilefit.runs import write_atomic, write_json
-from mobilefit.train.evaluate import logits_of
-
-Floats = npt.NDArray[np.float32]
-PARITY_IMAGES = 200
+from mobilefit.runs import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +74,17 @@ class Format(NamedTuple):
 
     file: str
     make: Callable[[Source], bytes]
-    run: Callable[[bytes, Floats], Floats]
+    run: checks.Answers
     needs: tuple[str, ...] = ()
     """Packages of the extra that is named like the format."""
 
 
-def _run_litert(blob: bytes, images: Floats) -> Floats:
-    return Runner(blob)(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), threads=2)
-
-
 FORMATS = {
-    "float32": Format("model_float32.tflite", lambda source: source.base.float32, _run_litert),
-    "int8": Format("model_int8.tflite", lambda source: source.base.int8, _run_litert),
-    "float16": Format("model_float16.tflite", lambda source: source.smaller("float16"), _run_litert),
-    "dynamic": Format("model_dynamic.tflite", lambda source: source.smaller("dynamic"), _run_litert),
-    "int8_io": Format("model_int8_io.tflite", lambda source: source.smaller("int8_io"), _run_litert),
+    "float32": Format("model_float32.tflite", lambda source: source.base.float32, checks.through_litert),
+    "int8": Format("model_int8.tflite", lambda source: source.base.int8, checks.through_litert),
+    "float16": Format("model_float16.tflite", lambda source: source.smaller("float16"), checks.through_litert),
+    "dynamic": Format("model_dynamic.tflite", lambda source: source.smaller("dynamic"), checks.through_litert),
+    "int8_io": Format("model_int8_io.tflite", lambda source: source.smaller("int8_io"), checks.through_litert),
     "onnx": Format("model.onnx", lambda source: source.other(onnx), onnx.run,
                    needs=("onnx", "onnxscript", "onnxruntime")),
     "pt2": Format("model.pt2", lambda source: source.other(torch_export), torch_export.run),
@@ -132,13 +118,16 @@ def export(config: ExportConfig) -> dict[str, Any]:
     base = models.export(network, data, preset, seed=config.seed)
     source = Source(network=network, data=data, preset=preset, seed=config.seed, base=base)
     files = {kind: FORMATS[kind].make(source) for kind in kinds}
-    checks = _checks(source, files)
+    found_parity = checks.compare(
+        network, {kind: (blob, FORMATS[kind].run) for kind, blob in files.items()}, data, preset,
+        seed=config.seed,
+    )  # fmt: skip
     timed = {"int8": base.int8, "float32": base.float32,
-             **{kind: blob for kind, blob in files.items() if FORMATS[kind].run is _run_litert}}  # fmt: skip
+             **{kind: blob for kind, blob in files.items() if FORMATS[kind].run is checks.through_litert}}  # fmt: skip
     latencies = dict(zip(timed, lab.side_by_side([*timed.values()]), strict=True))
     for kind, blob in files.items():
         write_atomic(run.path / FORMATS[kind].file, blob)
-    write_json(run.path / "parity.json", {kind: check.to_dict() for kind, check in checks.items()})
+    checks.keep(found_parity, run.path)
     entry = lab.Entry(label=network.spec.name, kind="seed", seed=config.seed, network=network)
     row, found = lab.result(entry, base, latencies["int8"])
     record = run.finish({
@@ -150,7 +139,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     })  # fmt: skip
     for kind, blob in files.items():
         _tell(kind, blob, latencies.get(kind), run.path / FORMATS[kind].file)
-    _gate(checks, run.path)
+    checks.gate(found_parity, run.path)
     return record
 
 
@@ -167,30 +156,9 @@ def _kinds(formats: str) -> list[str]:
     return kinds
 
 
-def _checks(source: Source, files: dict[str, bytes]) -> dict[str, Parity]:
-    """Each file's logits against the module's, on test images of every class."""
-    test = source.data.test
-    images = test.balanced(max(1, PARITY_IMAGES // len(source.data.classes)), source.seed)
-    expected = logits_of(source.network, images, source.preset)
-    prepared = torch.cat([batch for batch, _ in batches(images, source.preset, 50, train=False)])
-    return {
-        kind: parity(kind, expected, FORMATS[kind].run(blob, prepared.numpy()))
-        for kind, blob in files.items()
-    }
-
-
 def _tell(kind: str, blob: bytes, latency: Latency | None, path: Path) -> None:
     said = f"{kind + ':':<8} "
     if latency is not None:
         known = read_metadata(blob) or {}
         said += f"{known['accuracy'][kind]['top1']:.2%}, {latency}, "
     print(f"{said}{len(blob) / 1e6:.2f} MB   {path}")
-
-
-def _gate(checks: dict[str, Parity], folder: Path) -> None:
-    bad = [f"{kind}: {check}" for kind, check in checks.items() if not check.ok]
-    if bad:
-        raise QualityGateError(
-            "the files do not say what the network says: " + "; ".join(bad),
-            f"everything is written; see {folder / 'parity.json'} for what is allowed",
-        )

@@ -15,7 +15,7 @@ from mobilefit.device import lowerings
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.int8 import Fidelity, LayerSensitivity, Policy, Simulation
 from mobilefit.int8.observers import Observer
-from mobilefit.jobs import lab
+from mobilefit.jobs import checks, lab
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.model import FileInfo, calibration, evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
@@ -197,6 +197,8 @@ def _finish(
     write_atomic(run.path / FILE, packaged(small, accuracy))
     failed = 100 * drop > config.max_drop
     rows = work.layers(simulation) if config.sensitivity or failed else []
+    fidelity = work.fidelity(simulation, small)
+    checks.keep({"int8": fidelity.to_dict()}, run.path)
     record = run.finish({
         "seed": config.seed, "data": lab.describe(work.data), "method": method, "lowering": work.lowering,
         "policy": simulation.policy.to_dict(), "final_spec": described.spec.to_dict(),
@@ -206,13 +208,19 @@ def _finish(
             "latency": quick.to_dict(), "latency_float": slow.to_dict(),
             "bytes": {"float32": len(blob), "int8": len(small)}, "files": {"int8": FILE},
         },
-        "fidelity": work.fidelity(simulation, small).to_dict(),
+        "fidelity": fidelity.to_dict(),
         "sensitivity": [row.to_dict() for row in rows],
     })  # fmt: skip
     for name, file, latency, found in zip(names, files, (slow, quick), (exact, rounded)):
         print(f"{name}: {found.top1:.2%} on the test images, {latency}, {len(file) / 1e6:.2f} MB")
     if config.sensitivity:
         print(_table(rows))
+    if not fidelity.ok:
+        raise QualityGateError(
+            f"the int8 file does not compute what was simulated: the same top-1 on {fidelity.top1:.1%} of "
+            f"{fidelity.images} images, {fidelity.within_one_step:.1%} of the logits within a step",
+            "another runtime may round otherwise; see parity.json, and trust the file's own accuracy",
+        )
     if failed:
         raise QualityGateError(
             f"int8 loses {100 * drop:.2f} points ({method}), more than --max-drop {config.max_drop:g}; "

@@ -104,8 +104,9 @@ def fit(
         teacher: images to logits, for a recipe with distillation.
 
     Raises:
-        InputError: a recipe with distillation and no teacher, labels that the network has no output for, a folder that cannot be written or
-            holds a training that was not asked to be resumed, a damaged or foreign checkpoint.
+        InputError: a recipe with distillation and no teacher, labels that the network has no output
+            for, a folder that cannot be written or holds a training that was not asked to be
+            resumed, a damaged or foreign checkpoint.
         TrainingDiverged: the loss is not finite; raised before the optimizer moves.
         KeyboardInterrupt: after the step in hand is done and a checkpoint written.
     """
