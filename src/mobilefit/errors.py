@@ -35,6 +35,10 @@ class InputError(MobilefitError):
     exit_code = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a machine is taken away, a job is ended. What can be kept is kept, as after Ctrl-C."""
+
+
 class QualityGateError(MobilefitError):
     """The work was done, but its result misses a stated requirement (budget, accuracy)."""
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from mobilefit.data import ClassificationData, ImageSet, load
+from mobilefit.data import ClassificationData, ImageSet, Preset, load
 from mobilefit.data import folder as folder_module
+from mobilefit.data import images as images_module
+from mobilefit.data.folder import Paths, image_files
 from mobilefit.errors import InputError
 
 from .conftest import MakeFolder, photo
@@ -152,6 +156,15 @@ def test_a_class_too_small_to_divide_is_refused(make_folder: MakeFolder) -> None
     assert per_class(load(root, holdout=0).train) == [3, 1]
 
 
+def test_one_image_a_class_is_refused_with_what_is_needed(make_folder: MakeFolder) -> None:
+    with pytest.raises(InputError) as refused:
+        load(make_folder({"a": 1, "b": 1, "c": 1}))
+    assert str(refused.value) == (
+        "class 'a' has 1 usable images in its train part, and needs 3 (2 more classes lack some too); "
+        "add images or remove the class folder"
+    )
+
+
 def test_no_such_folder_suggests_the_data_set() -> None:
     with pytest.raises(InputError, match=r"'fashion-mnits'; did you mean 'fashion-mnist'\?"):
         load("fashion-mnits")
@@ -178,6 +191,14 @@ def test_differing_classes_are_named(make_folder: MakeFolder) -> None:
     make_folder({"a": 4, "b": 4, "c": 4}, "train")
     root = make_folder({"a": 1, "b": 1, "d": 1}, "val")
     with pytest.raises(InputError, match="val lacks c and has d, which train lacks"):
+        load(root)
+
+
+def test_differences_of_all_parts_are_told_at_once(make_folder: MakeFolder) -> None:
+    make_folder({"a": 4, "b": 4}, "train")
+    make_folder({"a": 1}, "val")
+    root = make_folder({"a": 1, "b": 1, "c": 1}, "test")
+    with pytest.raises(InputError, match=r"val lacks b; .*test has c, which train lacks; both must"):
         load(root)
 
 
@@ -219,6 +240,209 @@ def test_training_pixels_do_not_depend_on_memory(
     Path(from_disk.names[-1]).unlink()
     with pytest.raises(InputError, match="cannot read"):
         from_disk.crops([7], 32, whole)
+
+
+def test_remembered_pixels_are_bounded_and_stay_in_one_process(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder({"a": 3, "b": 3}, size=(300, 280))
+    monkeypatch.setattr(images_module, "REMEMBERED_BYTES", 32 * 32 * 3)  # one image
+    bounded = load(root).test
+    monkeypatch.setattr(images_module.os, "getpid", lambda: -1)  # what a forked worker sees
+    bounded.squares([1], 32, 1.0)
+    monkeypatch.undo()
+    monkeypatch.setattr(images_module, "REMEMBERED_BYTES", 32 * 32 * 3)
+    first = bounded.squares([0], 32, 1.0)[0]
+    bounded.squares([1], 32, 1.0)
+    for name in bounded.names:
+        Path(name).unlink()
+    assert np.array_equal(bounded.squares([0], 32, 1.0)[0], first)
+    with pytest.raises(InputError, match="cannot read"):
+        bounded.squares([1], 32, 1.0)
+
+
+# ---- what is a file of a class
+
+
+def test_links_in_a_circle_end(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 4, "b": 4})
+    elsewhere = make_folder({"c": 2}, "../elsewhere").parent / "elsewhere" / "c"
+    (root / "a" / "circle").symlink_to(root / "a")
+    (root / "a" / "linked").symlink_to(elsewhere)
+    assert len(image_files(root / "a")) == 6
+    (root / "b" / "lost.png").symlink_to(root / "nowhere.png")
+    (skipped,) = load(root).skipped
+    assert skipped.path.endswith("lost.png") and skipped.why.startswith("cannot be read")
+
+
+def test_what_is_no_file_is_not_opened(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 4, "b": 4})
+    os.mkfifo(root / "a" / "pipe.png")  # reading it would wait for ever
+    assert load(root).skipped == () and len(image_files(root / "a")) == 4
+
+
+def test_files_come_in_the_order_of_their_paths(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 3, "a/b": 2, "a/001": 1, "a-b": 1, "B": 1})
+    assert image_files(root) == sorted(image_files(root)) and len(image_files(root)) == 8
+
+
+# ---- more files than are looked at
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any folder counts as a large one."""
+    monkeypatch.setattr(folder_module, "LOOKED_AT", 0)
+
+
+@pytest.mark.parametrize("kind", [("a", "train"), ("", "")])
+def test_a_large_folder_gives_the_pixels_of_a_small_one(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, str]
+) -> None:
+    root = make_folder({"a": 12, "b": 9}, kind[1], size=(400, 300), ext="jpg")
+    small = load(root, seed=5)
+    monkeypatch.setattr(folder_module, "LOOKED_AT", 20)
+    large = load(root, seed=5)
+    assert large.classes == small.classes and large.short_side == small.short_side == 300
+    preset = Preset(resolution=32)
+    for part in ("train", "holdout", "test"):
+        one, other = getattr(small, part), getattr(large, part)
+        assert one.names == other.names and np.array_equal(one.labels, other.labels)
+        everything = range(len(one))
+        assert np.array_equal(one.crops(everything, 32, whole), other.crops(everything, 32, whole))
+        squares = other.squares(everything, preset.resolution, preset.crop_fraction)
+        assert all(np.array_equal(square, preset.pixels(name)) for square, name in zip(squares, other.names))
+
+
+def test_only_a_sample_of_a_large_folder_is_decoded(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, large: None
+) -> None:
+    looked_at: list[Path] = []
+    original = folder_module.look_at
+    monkeypatch.setattr(folder_module, "SAMPLE", 4)
+    monkeypatch.setattr(folder_module, "look_at", lambda path: looked_at.append(path) or original(path))
+    data = load(make_folder({"a": 20, "b": 20}))
+    assert len(data.train) + len(data.holdout) + len(data.test) == 40
+    assert len(looked_at) == 4 and {path.parent.name for path in looked_at} == {"a", "b"}
+
+
+def test_the_fingerprint_of_a_large_folder_follows_names_and_sizes(
+    make_folder: MakeFolder, large: None
+) -> None:
+    root = make_folder({"a": 4, "b": 4})
+    found = [load(root).fingerprint, load(root, seed=1).fingerprint]
+    assert len(set(found)) == 1
+    (root / "a" / "000.png").rename(root / "a" / "0000.png")
+    found.append(load(root).fingerprint)
+    (root / "a" / "0000.png").rename(root / "b" / "0000.png")
+    found.append(load(root).fingerprint)
+    with (root / "b" / "0000.png").open("ab") as file:
+        file.write(b"\0")
+    assert len({*found, load(root).fingerprint}) == 4
+
+
+def test_a_bad_file_of_a_large_folder_is_replaced_and_named_once(
+    make_folder: MakeFolder, large: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_folder({"a": 5, "b": 5}, "train")
+    root = make_folder({"a": 3, "b": 3}, "val")
+    data = load(root, holdout=0)
+    (root / "train" / "a" / "001.png").write_bytes(b"not an image")
+    (root / "train" / "a" / "002.png").unlink()
+    (root / "train" / "a" / "002.png").symlink_to(root / "nowhere")
+    (root / "train" / "b" / "004.png").write_bytes((root / "train" / "b" / "004.png").read_bytes()[:300])
+    for _ in range(2):
+        crops = data.train.crops(range(10), 16, whole)
+    assert [np.array_equal(crops[place], crops[3]) for place in range(5)] == [False, True, True, True, False]
+    assert np.array_equal(crops[9], crops[5])  # from the beginning after the last
+    assert len({crop.tobytes() for crop in crops}) == 7
+    assert [Path(name).name for name in data.train.replaced] == ["001.png", "002.png", "004.png"]
+    assert data.test.replaced == () == data.train.subset([0, 3]).replaced
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 3 and all("another image of its class takes its place" in line for line in said)
+    assert any("001.png as an image: not an image" in line for line in said)
+    again = load(root, holdout=0).train.crops(range(9, -1, -1), 16, whole)  # a resumed run
+    assert np.array_equal(again[::-1], crops)
+
+
+def test_no_image_stands_for_one_of_another_part(
+    make_folder: MakeFolder, large: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_folder({"a": 5, "b": 5}, "train")
+    root = make_folder({"a": 1, "b": 1}, "val")
+    data = load(root)
+    (root / "val" / "a" / "000.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"no usable image is left to stand for .*val/a/000\.png"):
+        data.test.squares([0], 16, 1.0)
+    assert len(data.train.squares(range(8), 16, 1.0)) == 8
+
+
+def test_a_large_folder_stops_where_too_much_is_bad(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, large: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder({"a": 30, "b": 30}, size=(8, 8))
+    data = load(root, holdout=0)
+    for name in data.train.names[:14:2]:
+        Path(name).write_bytes(b"gone bad")
+    monkeypatch.setattr(images_module, "TOLD", 2)
+    data.train.crops(range(12), 8, whole)
+    assert [line[:7] for line in capfd.readouterr().err.splitlines()] == ["cannot ", "cannot ", "further"]
+    with pytest.raises(InputError, match=r"7 of 60 image files turned out bad, the last: .*; at most 10%"):
+        data.train.crops([12], 8, whole)
+    with pytest.raises(InputError, match=r"7 of the 60 sampled image files in .* are bad"):
+        load(root)
+
+
+def test_empty_files_of_a_large_folder_are_known_from_their_size(
+    make_folder: MakeFolder, large: None
+) -> None:
+    root = make_folder({"a": 6, "b": 6})
+    (root / "a" / "003.png").write_bytes(b"")
+    data = load(root)
+    assert [(Path(file.path).name, file.why) for file in data.skipped] == [("003.png", "empty file")]
+    assert len(data.train) + len(data.holdout) + len(data.test) == 11
+
+
+def test_worker_processes_share_what_is_bad(
+    make_folder: MakeFolder, large: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = load(make_folder({"a": 10, "b": 10}), holdout=0)
+    Path(data.train.names[2]).write_bytes(b"not an image")
+
+    class Crops:
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, number: int) -> np.ndarray:
+            return data.train.crops([2, number], 16, whole)
+
+    loader = DataLoader(Crops(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    made = [crops.numpy() for crops in loader]
+    assert all(np.array_equal(crops[0], made[0][0]) for crops in made)
+    here = np.stack([Crops()[number] for number in range(16)])
+    assert np.array_equal(np.stack(made), here)
+    assert data.train.replaced == (data.train.names[2],)  # this process too
+    assert capfd.readouterr().err.count("takes its place") <= 2  # once, or by both at the same time
+
+
+def test_names_that_are_no_text_can_be_read(make_folder: MakeFolder, large: None) -> None:
+    root = make_folder({"a": 4, "b": 4})
+    photo(5).save(root / "a" / "x.png")
+    os.rename(root / "a" / "x.png", os.fsencode(root / "a") + b"/\xff\n.png")
+    data = load(root, holdout=0)
+    assert data.skipped == () and len(data.train.crops(range(len(data.train)), 8, whole)) == 7
+    assert len(data.fingerprint) == 64
+
+
+def test_paths_are_a_sequence_of_strings() -> None:
+    ends, folder = np.array([1, 4, 5]), np.array([0, 0, 1], np.int32)
+    paths = Paths(["x", "y/z"], folder, b"abcde", ends)
+    assert list(paths) == ["x/a", "x/bcd", "y/z/e"] and paths[1:] == ["x/bcd", "y/z/e"]
+    assert paths[-1] == "y/z/e" and paths[-3] == "x/a" and "x/bcd" in paths
+    with pytest.raises(IndexError):
+        _ = paths[3]
+    other = Paths(["x", "y/z"], folder, b"abcde", np.array([2, 4, 5]))
+    assert paths.digest() == Paths(["u", "v"], folder, b"abcde", ends).digest() != other.digest()
 
 
 def test_clothing_photos(shared_data: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobilefit.data.augment import AUGMENTS, INCEPTION, LIGHT, MILD, Augment
-from mobilefit.data.batches import batch_count, batches
+from mobilefit.data.batches import Feed, batch_count, batches, by_workers
 from mobilefit.data.classification import ClassificationData, SkippedFile
 from mobilefit.data.fashion_mnist import load_fashion_mnist
 from mobilefit.data.folder import load_folder
 from mobilefit.data.images import ImageSet
+from mobilefit.data.order import Sampling, class_weights
 from mobilefit.data.preset import Preset
+from mobilefit.data.shards import is_shards, load_shards
 from mobilefit.errors import InputError, did_you_mean
 
 __all__ = [
@@ -20,11 +22,15 @@ __all__ = [
     "MILD",
     "Augment",
     "ClassificationData",
+    "Feed",
     "ImageSet",
     "Preset",
+    "Sampling",
     "SkippedFile",
     "batch_count",
     "batches",
+    "by_workers",
+    "class_weights",
     "load",
 ]
 
@@ -35,7 +41,8 @@ def load(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> Classifi
     """Load a data set for classification.
 
     Args:
-        source: ``"fashion-mnist"``, or a folder of class folders (see ``mobilefit.data.folder``).
+        source: ``"fashion-mnist"``, a folder of class folders (see ``mobilefit.data.folder``), or
+            shards (see ``mobilefit.data.shard_names``).
         seed: chooses what is held out, and the test set where the folder does not say.
         holdout: part of the training images set apart for search and NetAdapt, 0 to 0.5.
 
@@ -46,6 +53,8 @@ def load(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> Classifi
         raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
     if str(source) in DATA_SETS:
         return DATA_SETS[str(source)](seed=seed, holdout=holdout)
+    if is_shards(str(source)):
+        return load_shards(str(source), seed=seed, holdout=holdout)
     root = Path(source)
     if not root.exists():
         hint = did_you_mean(str(source), DATA_SETS) or "give a folder of class folders"

@@ -7,17 +7,20 @@ batch depends on (seed, epoch, position) alone and a resumed run sees what it wo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilefit.data import erasing as erase
 from mobilefit.data.decode import Box, Pixels
+from mobilefit.data.erasing import Erased, Erasing
+from mobilefit.data.policy import policy
 from mobilefit.errors import InputError
 
 Range = tuple[float, float]
-_GREY = np.array(
-    [0.299, 0.587, 0.114], np.float32
-)  # ITU-R BT.601, as Pillow and TensorFlow weigh them
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+"""ITU-R BT.601, as Pillow and TensorFlow weigh them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +41,16 @@ class Augment:
     """Largest change added to all values, on the scale of 0 to 1."""
     saturation: Range = (1.0, 1.0)
     """Factor on the difference from grey; no effect on grey images."""
+    policy: str = "none"
+    """What else is done to an image, by lot: a name that :func:`mobilefit.data.policy.policy` knows."""
+    erasing: float = 0.0
+    """Share of the images with a part erased."""
+    erasing_fill: Literal["mean", "noise"] = "mean"
 
     def __post_init__(self) -> None:
         problems = []
+        policy(self.policy)
+        Erasing(probability=self.erasing, fill=self.erasing_fill)
         if not 0 < self.area[0] <= self.area[1] <= 1:
             problems.append(f"area {self.area} must be a range within (0, 1]")
         if not 0 < self.aspect[0] <= self.aspect[1]:
@@ -64,7 +74,14 @@ MILD = Augment(area=(0.8, 1.0), aspect=(0.95, 1.05), flip=False)
 """For tiny images, where a crop is a loss, and where mirrored often means something else: digits,
 shoes that all point one way."""
 
-AUGMENTS = {"inception": INCEPTION, "light": LIGHT, "mild": MILD, "none": None}
+RESIZED = Augment(area=(0.08, 1.0))
+"""A random part and a mirror alone: what torchvision's and timm's scripts begin with."""
+
+PHOTO = Augment(area=(0.25, 1.0), brightness=0.12, saturation=(0.6, 1.4))
+"""For a dozen passes over photos from pretrained weights: between :data:`LIGHT` and Inception's."""
+
+AUGMENTS = {"inception": INCEPTION, "resized": RESIZED, "photo": PHOTO, "light": LIGHT,
+            "mild": MILD, "none": None}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +95,7 @@ class Draws:
     flip: npt.NDArray[np.bool_]
     brightness: npt.NDArray[np.float32]
     saturation: npt.NDArray[np.float32]
+    erased: Erased | None
 
     @property
     def recolours(self) -> bool:
@@ -107,7 +125,9 @@ def draw(augment: Augment, count: int, random: np.random.Generator) -> Draws:
         flip=(random.random(count) < 0.5) & augment.flip,
         brightness=(random.uniform(-1, 1, count) * augment.brightness).astype(np.float32),
         saturation=random.uniform(*augment.saturation, count).astype(np.float32),
-    )
+        erased=erase.draw(Erasing(probability=augment.erasing, fill=augment.erasing_fill), count, random)
+        if augment.erasing else None,
+    )  # fmt: skip
 
 
 def mirrored(pixels: Pixels, flip: npt.NDArray[np.bool_]) -> Pixels:

@@ -1,25 +1,29 @@
-"""Batches for training and evaluation, prepared ahead of the network by one background thread."""
+"""Batches for training and evaluation, prepared ahead of the network."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from mobilefit.data import augment as augmentation
 from mobilefit.data.augment import Augment, Draws
 from mobilefit.data.images import ImageSet
+from mobilefit.data.order import Indices, Sampling, epoch_order
+from mobilefit.data.policy import policy
 from mobilefit.data.preset import Preset, planar
+from mobilefit.errors import MobilefitError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def batch_count(count: int, batch_size: int, *, train: bool) -> int:
-    """How many batches :func:`batches` makes of ``count`` images.
+    """How many batches a pass over ``count`` images has.
 
     In training the last batch is left out unless it is whole (batch norm wants batches of one
     size), except that a set smaller than a batch is one batch.
@@ -40,12 +44,13 @@ def batches(
     start: int = 0,
     augment: Augment | None = None,
     prefetch: int = 2,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
     """One pass over the images, as the network takes them.
 
-    In training the order and the augmentation are drawn from (seed, epoch) alone: the same batch
-    comes whenever it is asked for, whatever ``start`` was. In evaluation the order is that of the
-    set, and every image equals what ``preset.apply`` makes of it.
+    In training the batches are those of :class:`Feed`. In evaluation the order is that of the set,
+    and every image equals what ``preset.apply`` makes of it.
 
     Args:
         batch_size: images in a batch; see :func:`batch_count` about the last one.
@@ -54,54 +59,169 @@ def batches(
         augment: ``None``: images are cropped as in evaluation.
         prefetch: batches prepared ahead in a background thread, which ends with the iterator;
             0: none and no thread.
+        rank, ranks: in evaluation, every ``ranks``-th batch from ``rank`` on: whole batches, so that
+            several processes compute exactly what one does.
 
     Yields:
         float32 [n, 3, resolution, resolution], contiguous, and int64 labels [n].
     """
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(image_set)) if train else np.arange(len(image_set))
-    draws = augmentation.draw(augment, len(image_set), random) if train and augment else None
+    count = batch_count(len(image_set), batch_size, train=train)
+    if train:
+        feed = Feed(image_set, preset, batch_size, seed=seed, augment=augment)
+        first = epoch * count
+        return ahead(feed, range(first + start, first + count), prefetch)
 
-    def prepare(number: int) -> Batch:
-        positions = np.arange(number * batch_size, min((number + 1) * batch_size, len(image_set)))
+    def plain(number: int) -> Batch:
+        last = min((number + 1) * batch_size, len(image_set))
+        return _plain_batch(image_set, preset, np.arange(number * batch_size, last))
+
+    return ahead(plain, range(start + rank, count, ranks), prefetch)
+
+
+def _plain_batch(image_set: ImageSet, preset: Preset, chosen: Indices) -> Batch:
+    values = planar(image_set.squares(chosen, preset.resolution, preset.crop_fraction))
+    return torch.from_numpy(preset.normalise(values)), torch.from_numpy(image_set.labels[chosen])
+
+
+class Feed:
+    """Every batch of a training, by the number of its step.
+
+    The order and the augmentation are drawn from (seed, epoch) alone: a step's batch is the same
+    whenever, and by whichever process, it is asked for.
+
+    Args:
+        batch_size: images of a step in all processes.
+        seed: of the order and the augmentation.
+        augment: ``None``: images are cropped as in evaluation.
+        sampling: how a pass draws its images.
+        rank, ranks: which part of each batch is given, and of how many.
+    """
+
+    def __init__(
+        self, image_set: ImageSet, preset: Preset, batch_size: int, *, seed: int = 0,
+        augment: Augment | None = None, sampling: Sampling | None = None, rank: int = 0, ranks: int = 1,
+    ) -> None:  # fmt: skip
+        self._set, self._preset, self._batch_size = image_set, preset, batch_size
+        self._seed, self._augment = seed, augment
+        self._sampling = sampling or Sampling()
+        self._rank, self._ranks = rank, ranks
+        self._policy = None if augment is None else policy(augment.policy)
+        self._drawn: tuple[int, Indices, Draws | None] | None = None
+        self.steps_per_epoch = batch_count(len(image_set), batch_size, train=True)
+
+    def _positions(self, step: int) -> tuple[int, Indices]:
+        """The pass that a step belongs to, and the places in it of this process's images."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        whole = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, len(self._set)))
+        return epoch, np.array_split(whole, self._ranks)[self._rank]
+
+    def chosen(self, step: int) -> Indices:
+        """Which images of the set a step's batch holds, int64 [n]."""
+        epoch, positions = self._positions(step)
+        return self._epoch(epoch)[0][positions]
+
+    def _look_ahead(self, step: int) -> None:
+        """Let images at a distance be fetched before their step comes."""
+        steps = -(-self._set.ahead_count * self._ranks // self._batch_size)
+        end = min(step + 1 + steps, (step // self.steps_per_epoch + 1) * self.steps_per_epoch)
+        if coming := [self.chosen(number) for number in range(step + 1, end)]:
+            self._set.ahead(np.concatenate(coming))
+
+    def __call__(self, step: int) -> Batch:
+        """Float32 [n, 3, resolution, resolution], contiguous, and int64 labels [n]."""
+        self._look_ahead(step)
+        epoch, positions = self._positions(step)
+        order, draws = self._epoch(epoch)
         chosen = order[positions]
         if draws is None:
-            values = planar(image_set.squares(chosen, preset.resolution, preset.crop_fraction))
-        else:
-            values = _augmented(image_set, chosen, positions, draws, preset.resolution)
-        planes = torch.from_numpy(preset.normalise(values))
-        return planes, torch.from_numpy(image_set.labels[chosen])
+            return _plain_batch(self._set, self._preset, chosen)
+        values = self._augmented(chosen, int(positions[0]), draws, epoch)
+        return torch.from_numpy(values), torch.from_numpy(self._set.labels[chosen])
 
-    numbers = range(start, batch_count(len(image_set), batch_size, train=train))
-    return _in_background(prepare, numbers, prefetch) if prefetch else map(prepare, numbers)
+    def _epoch(self, epoch: int) -> tuple[Indices, Draws | None]:
+        """The order of a pass and its random numbers, kept until another pass is asked for."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            random = np.random.default_rng([self._seed, epoch])
+            order = epoch_order(
+                self._set, self._sampling, random, ranks=self._ranks, batch_size=self._batch_size
+            )
+            draws = augmentation.draw(self._augment, len(order), random) if self._augment else None
+            self._drawn = epoch, order, draws
+        return self._drawn[1:]
 
-
-def _augmented(
-    image_set: ImageSet,
-    chosen: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
-    draws: Draws,
-    resolution: int,
-) -> npt.NDArray[np.float32]:
-    first = int(positions[0])
-    pixels = image_set.crops(
-        chosen, resolution, lambda position, size: draws.box(first + position, size)
-    )
-    values = planar(augmentation.mirrored(pixels, draws.flip[positions]))
-    if not draws.recolours:
+    def _augmented(self, chosen: Indices, first: int, draws: Draws, epoch: int) -> npt.NDArray[np.float32]:
+        part = slice(first, first + len(chosen))
+        pixels = self._set.crops(
+            chosen, self._preset.resolution, lambda position, size: draws.box(first + position, size)
+        )
+        pixels = augmentation.mirrored(pixels, draws.flip[part])
+        if self._policy is not None:
+            for place, image in enumerate(pixels):
+                # A last number of 0 would give the stream that the order is drawn from.
+                random = np.random.default_rng([self._seed, epoch, 1 + first + place])
+                image[...] = self._policy.apply(image, random)
+        values = planar(pixels)
+        if draws.recolours:
+            values = augmentation.recoloured(values, draws.brightness[part], draws.saturation[part])
+        values = self._preset.normalise(values)
+        if draws.erased is not None:
+            draws.erased.apply(values, first)
         return values
-    return augmentation.recoloured(values, draws.brightness[positions], draws.saturation[positions])
 
 
-def _in_background(prepare: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:
+def ahead(prepare: Callable[[int], Batch], numbers: Sequence[int], count: int) -> Iterator[Batch]:
+    """Batches in order, ``count`` of them prepared ahead in a background thread; 0: none and no thread."""
+    return _in_background(prepare, numbers, count) if count else map(prepare, numbers)
+
+
+def _in_background(
+    prepare: Callable[[int], Batch], numbers: Sequence[int], count: int
+) -> Iterator[Batch]:
     pool = ThreadPoolExecutor(1, thread_name_prefix="mobilefit-batches")
     pending: deque[Future[Batch]] = deque()
     try:
         for number in numbers:
             pending.append(pool.submit(prepare, number))
-            if len(pending) > ahead:
+            if len(pending) > count:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:  # also when the caller stops early, or a batch could not be prepared
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def by_workers(
+    prepare: Callable[[int], Batch], numbers: Sequence[int], workers: int, *, pin: bool = False
+) -> Iterator[Batch]:
+    """Batches in order, prepared by that many processes (torch's ``DataLoader``).
+
+    Args:
+        workers: 0: by a thread of this process, which is as good on few cores.
+        pin: into memory from which a GPU copies by itself.
+    """
+    if not workers:
+        return ahead(prepare, numbers, 2)
+    loader = DataLoader(
+        _Prepared(prepare), batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin,
+        prefetch_factor=2,
+    )  # fmt: skip
+    return map(_given, loader)
+
+
+class _Prepared(Dataset["Batch | MobilefitError"]):
+    """Batches by number, as torch wants to ask for them."""
+
+    def __init__(self, prepare: Callable[[int], Batch]) -> None:
+        self._prepare = prepare
+
+    def __getitem__(self, number: int) -> Batch | MobilefitError:
+        try:
+            return self._prepare(number)
+        except MobilefitError as error:
+            return error  # raised here, its message would become the worker's traceback
+
+
+def _given(batch: Batch | MobilefitError) -> Batch:
+    if isinstance(batch, MobilefitError):
+        raise batch
+    return batch

@@ -9,7 +9,8 @@ Two layouts are read:
 - ``CLASS/*.jpg``: a fifth of each class, chosen by the seed, is the test set.
 
 Images may lie deeper inside a class folder. Hidden files and files without an image's extension
-(``EXTENSIONS``) are ignored. Classes and files are taken in sorted order.
+(``EXTENSIONS``) are ignored. Classes and files are taken in sorted order. Folders named by WordNet
+ids get readable class names, and ImageNet's flat ``val`` is read too: see ``mobilefit.data.imagenet``.
 
 **The rule for bad files.** Every image file is read and decoded to its end when the data set is
 loaded. A file is bad if it is empty, unreadable, truncated, not an image or with a short side under
@@ -17,6 +18,10 @@ loaded. A file is bad if it is empty, unreadable, truncated, not an image or wit
 files (three are always allowed) and every class keeps enough good images; otherwise the data set is
 refused, with the first bad files named. Grey, CMYK, palette, 16-bit, transparent and rotated images
 are good: they are converted. So are images smaller than the network's input: they are enlarged.
+
+**Large data sets.** Of more than ``LOOKED_AT`` image files only names and sizes are read, and a
+sample is decoded; the others are decoded when they are used, and a bad one is then replaced by
+another of its class (:class:`mobilefit.data.images.LazyFileSource`), within the same limit of 10 %.
 """
 
 from __future__ import annotations
@@ -24,21 +29,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from mobilefit.data import imagenet
 from mobilefit.data.classification import ClassificationData, SkippedFile
 from mobilefit.data.decode import BadImageError
 from mobilefit.data.images import (
+    BAD_FRACTION,
     KEPT_BYTES,
     FileSource,
     ImageSet,
+    Indices,
+    LazyFileSource,
     Photo,
     look_at,
+    too_many_bad,
     worker_count,
 )
 from mobilefit.data.splits import stratified
@@ -47,21 +59,83 @@ from mobilefit.errors import InputError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_NAMES = ("val", "valid", "validation")
 
-BAD_FRACTION = 0.1
-"""A data set with a larger part of bad files is refused."""
-BAD_ALWAYS_ALLOWED = 3
-"""Bad files that even a small data set may have."""
+LOOKED_AT = 20_000
+"""Most image files that are decoded when the data set is loaded: a minute or two."""
+SAMPLE = 500
+"""Image files that are decoded of a larger one, to see what its images are like."""
+LISTING_THREADS = 8
+"""Folders listed at once: on a network's disk the time goes into waiting."""
 TEST_FRACTION = 0.2
 """Part of each class set apart for the test where the folder does not say."""
 
+LabelOf = Callable[[str], int | None]
+"""From a file's name to its label; ``None``: it is left out."""
+Division = tuple[Indices, Indices, Indices]
+"""Positions for training, held out and for the test."""
+
+
+class Paths(Sequence[str]):
+    """The paths of many files in three arrays: 40 bytes a file, where strings would take 150.
+
+    Also, worker processes share arrays, and would come to copy strings by counting references.
+
+    Args:
+        folders: of the files.
+        folder: int32 [n], which of them each file is in.
+        names: of all files below their folders, one after another.
+        ends: int64 [n], where each name ends.
+    """
+
+    def __init__(
+        self, folders: Sequence[str], folder: npt.NDArray[np.int32], names: bytes, ends: Indices
+    ) -> None:
+        self._folders, self._folder, self._names, self._ends = folders, folder, names, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        end = self._ends[index]
+        begin = self._ends[index - 1] if index % len(self) else 0
+        return os.path.join(self._folders[self._folder[index]], os.fsdecode(self._names[begin:end]))
+
+    def digest(self) -> bytes:
+        """SHA-256 of the names below their folders, and of which lie together."""
+        ends, folder = self._ends.astype("<i8"), self._folder.astype("<i4")
+        return hashlib.sha256(ends.tobytes() + folder.tobytes() + self._names).digest()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """One image file that was found."""
+class Listing:
+    """The image files of a data set by part and class, each class's in the order of their paths."""
 
-    part: str  # "train", "val", "test"
-    label: int
-    path: Path
+    root: Path
+    parts: dict[str, Path]
+    """Folders by part: "train", and "val" and "test" where there are such."""
+    classes: tuple[str, ...]
+    """Names of the class folders, sorted; a label is an index into it."""
+    part: npt.NDArray[np.int8]
+    """[n], an index into ``parts``."""
+    labels: Indices
+    """[n]."""
+    sizes: Indices
+    """[n], in bytes; -1: it cannot be told."""
+    paths: Paths
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self, chosen: Indices | slice = slice(None)) -> Indices:
+        """How many files there are, or are of the chosen ones: int64 [parts, classes]."""
+        shape = len(self.parts), len(self.classes)
+        places = self.part[chosen].astype(np.int64) * shape[1] + self.labels[chosen]
+        return np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def load_folder(root: Path, *, seed: int, holdout: float) -> ClassificationData:
@@ -71,40 +145,45 @@ def load_folder(root: Path, *, seed: int, holdout: float) -> ClassificationData:
         InputError: no class folders, fewer than two classes, parts with different classes, a class
             with too few images, too many bad files.
     """
-    parts = _find_parts(root)
-    classes = _common_classes(parts)
-    entries = [
-        _Entry(part=part, label=label, path=path)
-        for part, folder in parts.items()
-        for label, name in enumerate(classes)
-        for path in image_files(folder / name)
-    ]
-    _check_found(entries, parts, classes)
-    good, skipped = _look_at_all(entries)
-    _check_bad(skipped, len(entries), root)
-    return _assemble(root, classes, good, skipped, seed=seed, holdout=holdout)
+    parts = find_parts(root)
+    check_classes(parts)
+    listing = listed(root, parts)
+    check_found(listing)
+    load = _load_seen if len(listing) <= LOOKED_AT else _load_unseen
+    return load(listing, seed, holdout)
 
 
-def _find_parts(root: Path) -> dict[str, Path]:
+def find_parts(root: Path) -> dict[str, Path]:
+    """The folders of the parts, "train" first.
+
+    Raises:
+        InputError: it is no folder, or has two for validation.
+    """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder", "give a folder of class folders")
-    folders = _folders(root)
+    folders = class_folders(root)
     if "train" not in folders:
         return {"train": root}
     validation = [name for name in VALIDATION_NAMES if name in folders]
     if len(validation) > 1:
         raise InputError(f"{root} has both {validation[0]} and {validation[1]}", "keep one of them")
     parts = {"train": root / "train"}
+    tested = "test" in folders and not imagenet.is_test(root / "test")
     if validation:
-        parts["val" if "test" in folders else "test"] = root / validation[0]
-    if "test" in folders:
+        parts["val" if tested else "test"] = root / validation[0]
+    if tested:
         parts["test"] = root / "test"
     return parts
 
 
-def _common_classes(parts: dict[str, Path]) -> tuple[str, ...]:
+def check_classes(parts: dict[str, Path]) -> None:
+    """See that there are two classes or more, the same ones in all parts.
+
+    Raises:
+        InputError: it says of every part how it differs.
+    """
     train = parts["train"]
-    classes = _folders(train)
+    classes = class_folders(train)
     if not classes:
         raise InputError(
             f"{train} holds no class folders",
@@ -114,46 +193,147 @@ def _common_classes(parts: dict[str, Path]) -> tuple[str, ...]:
         raise InputError(
             f"{train} holds one class alone, '{classes[0]}'", "two or more are needed to tell apart"
         )
-    for folder in parts.values():
-        lacking = sorted(set(classes) - set(_folders(folder)))
-        extra = sorted(set(_folders(folder)) - set(classes))
-        if lacking or extra:
-            differences = [f"lacks {', '.join(lacking)}"] * bool(lacking)
-            differences += [f"has {', '.join(extra)}, which train lacks"] * bool(extra)
-            raise InputError(
-                f"{folder} {' and '.join(differences)}", "both must hold the same class folders"
-            )
-    return tuple(classes)
+    differing = list(filter(None, (_difference(classes, folder) for folder in parts.values())))
+    if differing:
+        raise InputError("; ".join(differing), "both must hold the same class folders")
 
 
-def _folders(root: Path) -> list[str]:
+def _difference(classes: list[str], folder: Path) -> str:
+    found = class_folders(folder)
+    lacking, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    if not (lacking or extra) or is_flat(folder):
+        return ""
+    said = [f"lacks {_first_few(lacking)}"] * bool(lacking)
+    said += [f"has {_first_few(extra)}, which train lacks"] * bool(extra)
+    return f"{folder} {' and '.join(said)}"
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether it is ImageNet's validation folder as published, without class folders."""
+    return not class_folders(folder) and imagenet.is_validation(folder)
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in it that are not hidden, sorted."""
     try:
-        found = [path for path in root.iterdir() if not path.name.startswith(".")]
-        return sorted(path.name for path in found if path.is_dir())
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
     except OSError as error:
         raise InputError(f"cannot read {root}: {error.strerror}") from error
 
 
 def image_files(folder: Path) -> list[Path]:
-    found = []
-    for directory, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [Path(directory, name) for name in names if _is_image_name(name)]
-    return sorted(found)
+    """All image files under a folder, in the order of their paths."""
+    return [Path(entry.path) for entry in _walked(str(folder))]
 
 
-def _is_image_name(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+def _walked(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """Image files under a folder in the order of their paths; links are followed, but for circles."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from error
+    for entry in found:
+        if entry.is_dir():
+            yield from _walked(entry.path, (*above, here))
+        elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
+            yield entry
 
 
-def _check_found(entries: list[_Entry], parts: dict[str, Path], classes: tuple[str, ...]) -> None:
-    found = {(entry.part, entry.label) for entry in entries}
-    empty = [
-        str(folder / name)
-        for part, folder in parts.items()
-        for label, name in enumerate(classes)
-        if (part, label) not in found
-    ]
+def listed(root: Path, parts: dict[str, Path]) -> Listing:
+    """List the image files of all parts. Every class counts that is one in any part.
+
+    Raises:
+        InputError: a folder cannot be read, or nothing tells the classes of a flat ``val``.
+    """
+    classes = tuple(sorted({name for folder in parts.values() for name in class_folders(folder)}))
+    places = list(_places(root, parts, classes))
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        found = list(pool.map(_found, [(folder, label_of) for _, folder, label_of in places]))
+    counts = [len(files.labels) for files in found]
+    return Listing(
+        root=root,
+        parts=parts,
+        classes=classes,
+        part=np.repeat(np.array([part for part, _, _ in places], np.int8), counts),
+        labels=_joined([files.labels for files in found]),
+        sizes=_joined([files.sizes for files in found]),
+        paths=Paths(
+            [str(folder) for _, folder, _ in places],
+            np.repeat(np.arange(len(places), dtype=np.int32), counts),
+            b"".join(files.names for files in found),
+            np.cumsum(_joined([files.lengths for files in found])),
+        ),
+    )
+
+
+def _places(
+    root: Path, parts: dict[str, Path], classes: tuple[str, ...]
+) -> Iterator[tuple[int, Path, LabelOf]]:
+    """The folders to list, each with its part's number."""
+    for number, folder in enumerate(parts.values()):
+        if is_flat(folder):
+            yield number, folder, imagenet.validation_labels(root, folder, classes)
+            continue
+        for label, name in enumerate(classes):
+            if (folder / name).is_dir():
+                yield number, folder / name, partial(_always, label)
+
+
+def _always(label: int, name: str) -> int:
+    return label
+
+
+class _Files(NamedTuple):
+    """Image files of one folder, packed so that a million of them are little."""
+
+    labels: Indices
+    sizes: Indices
+    lengths: Indices
+    names: bytes
+
+
+def _found(place: tuple[Path, LabelOf]) -> _Files:
+    folder, label_of = place
+    labels, sizes, names, skip = [], [], [], len(str(folder)) + 1
+    for entry in _walked(str(folder)):
+        label = label_of(entry.name)
+        if label is not None:
+            labels.append(label)
+            sizes.append(_size(entry))
+            names.append(os.fsencode(entry.path[skip:]))
+    return _Files(
+        labels=np.array(labels, np.int64),
+        sizes=np.array(sizes, np.int64),
+        lengths=np.array([len(name) for name in names], np.int64),
+        names=b"".join(names),
+    )
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1
+
+
+def _joined(arrays: list[Indices]) -> Indices:
+    return np.concatenate([np.empty(0, np.int64), *arrays])
+
+
+def check_found(listing: Listing) -> None:
+    """See that every class has a file in every part.
+
+    Raises:
+        InputError: it names the empty class folders.
+    """
+    folders = list(listing.parts.values())
+    empty = [str(folders[part] / listing.classes[label])
+             for part, label in np.argwhere(listing.counts() == 0)]  # fmt: skip
     if empty:
         raise InputError(
             f"no image in {_first_few(empty)}",
@@ -161,37 +341,97 @@ def _check_found(entries: list[_Entry], parts: dict[str, Path], classes: tuple[s
         )
 
 
-def _look_at_all(entries: list[_Entry]) -> tuple[list[tuple[_Entry, Photo]], list[SkippedFile]]:
-    good, skipped, memory = [], [], KEPT_BYTES
-    for entry, found in _looked_at(entries):
+def _load_seen(listing: Listing, seed: int, holdout: float) -> ClassificationData:
+    photos, skipped = _look_at_all(listing)
+    check_bad(skipped, len(listing), listing.root)
+    good = np.array(list(photos), np.int64)
+    check_enough(listing, good, skipped, holdout)
+    return _assembled(
+        listing,
+        ImageSet(FileSource(list(photos.values())), listing.labels[good]),
+        divided(listing, good, seed=seed, holdout=holdout),
+        skipped=skipped,
+        fingerprint=_fingerprint(listing, photos),
+        short_side=int(np.median([min(photo.size) for photo in photos.values()])),
+    )
+
+
+def _load_unseen(listing: Listing, seed: int, holdout: float) -> ClassificationData:
+    good, skipped = not_empty(listing)
+    check_bad(skipped, len(listing), listing.root)
+    check_enough(listing, good, skipped, holdout)
+    division = divided(listing, good, seed=seed, holdout=holdout)
+    groups = np.full(len(listing), -1, np.int32)
+    for number, positions in enumerate(division):  # an image never stands for one of another part
+        groups[good[positions]] = number * len(listing.classes) + listing.labels[good[positions]]
+    return _assembled(
+        listing,
+        ImageSet(LazyFileSource(listing.paths, groups), listing.labels[good], good),
+        division,
+        skipped=skipped,
+        fingerprint=_fingerprint_of_names(listing),
+        short_side=_sampled_short_side(listing, good),
+    )
+
+
+def not_empty(listing: Listing) -> tuple[Indices, list[SkippedFile]]:
+    """Of files that nobody looked at: those that may be good, int64 [n], and those that cannot."""
+    empty = np.flatnonzero(listing.sizes == 0)
+    skipped = [SkippedFile(path=listing.paths[int(place)], why="empty file") for place in empty]
+    return np.flatnonzero(listing.sizes), skipped
+
+
+def _look_at_all(listing: Listing) -> tuple[dict[int, Photo], list[SkippedFile]]:
+    """The good photos by their places in the listing, and the bad files."""
+    photos: dict[int, Photo] = {}
+    skipped, memory = [], KEPT_BYTES
+    for place, found in enumerate(_looked_at(listing.paths)):
         if isinstance(found, str):
-            skipped.append(SkippedFile(path=str(entry.path), why=found))
+            skipped.append(SkippedFile(path=listing.paths[place], why=found))
             continue
         assert found.kept is not None
         memory -= found.kept.nbytes
-        good.append((entry, found if memory >= 0 else dataclasses.replace(found, kept=None)))
-    return good, skipped
+        photos[place] = found if memory >= 0 else dataclasses.replace(found, kept=None)
+    return photos, skipped
 
 
-def _looked_at(entries: list[_Entry]) -> Iterator[tuple[_Entry, Photo | str]]:
-    """Each entry with its photo, or with why it is bad. Decoding runs outside the GIL."""
+def _looked_at(paths: Iterable[str]) -> Iterator[Photo | str]:
+    """Each file's photo, or why it is bad. Decoding runs outside the GIL."""
 
-    def one(entry: _Entry) -> Photo | str:
+    def one(path: str) -> Photo | str:
         try:
-            return look_at(entry.path)
+            return look_at(Path(path))
         except BadImageError as error:
             return str(error)
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 
     with ThreadPoolExecutor(worker_count()) as pool:
-        yield from zip(entries, pool.map(one, entries), strict=True)
+        yield from pool.map(one, paths)
 
 
-def _check_bad(skipped: list[SkippedFile], count: int, root: Path) -> None:
-    if len(skipped) > max(BAD_ALWAYS_ALLOWED, BAD_FRACTION * count):
+def _sampled_short_side(listing: Listing, good: Indices) -> int:
+    """Median short side of a sample, which must not have too many bad files either."""
+    places = good[np.linspace(0, len(good) - 1, min(SAMPLE, len(good))).astype(np.int64)]
+    paths, sides, bad = [listing.paths[int(place)] for place in places], [], []
+    for path, found in zip(paths, _looked_at(paths), strict=True):
+        if isinstance(found, str):
+            bad.append(SkippedFile(path=path, why=found))
+        else:
+            sides.append(min(found.size))
+    check_bad(bad, len(paths), listing.root, "sampled image files")
+    return int(np.median(sides))
+
+
+def check_bad(skipped: list[SkippedFile], count: int, root: Path, of: str = "image files") -> None:
+    """See that there are no more bad files than are skipped.
+
+    Raises:
+        InputError: there are; it names the first.
+    """
+    if too_many_bad(len(skipped), count):
         raise InputError(
-            f"{len(skipped)} of the {count} image files in {root} are bad: {_described(skipped)}",
+            f"{len(skipped)} of the {count} {of} in {root} are bad: {_described(skipped)}",
             f"mend or remove them; at most {BAD_FRACTION:.0%} are skipped",
         )
 
@@ -205,36 +445,38 @@ def _first_few(items: list[str], count: int = 3) -> str:
     return ", ".join(items[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _assemble(
-    root: Path,
-    classes: tuple[str, ...],
-    good: list[tuple[_Entry, Photo]],
-    skipped: list[SkippedFile],
-    *,
-    seed: int,
-    holdout: float,
-) -> ClassificationData:
-    labels = np.array([entry.label for entry, _ in good], dtype=np.int64)
-    part_of = np.array([entry.part for entry, _ in good], dtype="<U5")
-    _check_enough(labels, part_of, classes, skipped, holdout)
-    everything = ImageSet(FileSource([photo for _, photo in good]), labels)
-    train, held, test = _divided(labels, part_of, seed=seed, holdout=holdout)
-    return ClassificationData(
-        name=root.resolve().name,
-        classes=classes,
-        train=everything.subset(train),
-        holdout=everything.subset(held),
-        test=everything.subset(test),
-        skipped=tuple(skipped),
-        fingerprint=_fingerprint(root, classes, good),
-        short_side=int(np.median([min(photo.size) for _, photo in good])),
+def check_enough(
+    listing: Listing, good: Indices, skipped: list[SkippedFile], holdout: float
+) -> None:
+    """See that every class has as many good images as its parts need.
+
+    Raises:
+        InputError: it names the first class that lacks some.
+    """
+    needed = dict.fromkeys(listing.parts, 1)
+    needed["train"] = 1 + ("test" not in needed) + ("val" not in needed and holdout > 0)
+    counts = listing.counts(good)
+    lacking = np.argwhere(counts < np.array(list(needed.values()))[:, None])
+    if not len(lacking):
+        return
+    number, label = lacking[0]
+    part = list(needed)[number]
+    others = f" ({len(lacking) - 1} more classes lack some too)" if len(lacking) > 1 else ""
+    because = f"; bad files: {_described(skipped)}" if skipped else ""
+    raise InputError(
+        f"class '{listing.classes[label]}' has {counts[number, label]} usable images in its {part} "
+        f"part, and needs {needed[part]}{others}{because}",
+        "add images or remove the class folder",
     )
 
 
-def _divided(
-    labels: npt.NDArray[np.int64], part_of: npt.NDArray[np.str_], *, seed: int, holdout: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    train, held, test = (np.flatnonzero(part_of == part) for part in ("train", "val", "test"))
+def divided(listing: Listing, good: Indices, *, seed: int, holdout: float) -> Division:
+    """Divide the good images, for which ``check_enough`` holds: positions in ``good``."""
+    labels, names = listing.labels[good], list(listing.parts)
+    train, held, test = (
+        np.flatnonzero(listing.part[good] == names.index(part)) if part in names else np.empty(0, np.int64)
+        for part in ("train", "val", "test")
+    )
     if not len(test):
         stay, apart = stratified(labels[train], TEST_FRACTION, seed)
         train, test = train[stay], train[apart]
@@ -244,31 +486,37 @@ def _divided(
     return train, held, test
 
 
-def _check_enough(
-    labels: npt.NDArray[np.int64],
-    part_of: npt.NDArray[np.str_],
-    classes: tuple[str, ...],
-    skipped: list[SkippedFile],
-    holdout: float,
-) -> None:
-    present = set(part_of)
-    needed = {"val": 1, "test": 1}
-    needed["train"] = 1 + ("test" not in present) + ("val" not in present and holdout > 0)
-    because = f"; bad files: {_described(skipped)}" if skipped else ""
-    for part in sorted(present):
-        for label, name in enumerate(classes):
-            count = int(np.sum((part_of == part) & (labels == label)))
-            if count < needed[part]:
-                raise InputError(
-                    f"class '{name}' has {count} usable images in its {part} part, and needs "
-                    f"{needed[part]}{because}",
-                    "add images or remove the class folder",
-                )
+def _assembled(
+    listing: Listing, images: ImageSet, division: Division, *, skipped: list[SkippedFile],
+    fingerprint: str, short_side: int,
+) -> ClassificationData:  # fmt: skip
+    names = listing.classes
+    train, held, test = division
+    return ClassificationData(
+        name=listing.root.resolve().name,
+        classes=imagenet.readable(names) if imagenet.has_ids(names) else names,
+        train=images.subset(train),
+        holdout=images.subset(held),
+        test=images.subset(test),
+        skipped=tuple(skipped),
+        fingerprint=fingerprint,
+        short_side=short_side,
+    )
 
 
-def _fingerprint(root: Path, classes: tuple[str, ...], good: list[tuple[_Entry, Photo]]) -> str:
-    digest = hashlib.sha256()
-    for entry, photo in good:
-        name = entry.path.relative_to(root).as_posix()
-        digest.update(f"{entry.part}\0{classes[entry.label]}\0{name}\0{photo.sha256}\n".encode())
+def _fingerprint(listing: Listing, photos: dict[int, Photo]) -> str:
+    digest, parts = hashlib.sha256(), list(listing.parts)
+    for place, photo in photos.items():
+        part, name = parts[listing.part[place]], photo.path.relative_to(listing.root).as_posix()
+        known = f"{part}\0{listing.classes[listing.labels[place]]}\0{name}\0{photo.sha256}\n"
+        digest.update(known.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _fingerprint_of_names(listing: Listing) -> str:
+    """Of a data set that is too large to be read for it: names and sizes stand for the content."""
+    names = "\0".join([*listing.parts, "", *listing.classes])
+    digest = hashlib.sha256(names.encode(errors="surrogateescape") + listing.paths.digest())
+    for array in (listing.part, listing.labels, listing.sizes):
+        digest.update(array.astype("<i8").tobytes())
     return digest.hexdigest()

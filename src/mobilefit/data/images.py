@@ -1,18 +1,24 @@
 """Sets of labelled images, held in memory as 8-bit pixels as far as memory goes.
 
 An :class:`ImageSet` is a view (indices and labels) on a source that holds the pixels, so that
-splits and subsets share them. There are two sources: one array for tiny images of one size, and
-files on disk, decoded once and kept with their short side at most ``KEPT_SIDE`` pixels.
+splits and subsets share them. There are three sources: one array for tiny images of one size;
+files on disk, decoded once and kept with their short side at most ``KEPT_SIDE`` pixels; and, of data
+sets too large to be looked at before they are used, files that are decoded when they are used.
 
 Evaluation never sees the reduced copies: an image that was reduced is decoded from its file again,
 and its final pixels are remembered (``REMEMBERED_BYTES`` at most), so that the batches of an
 evaluation equal what ``Preset.apply`` makes of the file.
+
+Sources may be used by forked worker processes: what a worker learns stays in it, except for which
+files are bad, which all of them share.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from mobilefit.data.decode import (
     Box,
@@ -33,6 +40,8 @@ from mobilefit.data.decode import (
     shrink,
 )
 from mobilefit.data.splits import interleaved_by_class
+from mobilefit.errors import InputError
+from mobilefit.progress import Voice
 from mobilefit.runs import sha256
 
 Indices = npt.NDArray[np.int64]
@@ -44,7 +53,16 @@ KEPT_BYTES = 2 << 30
 """Memory for decoded photos (8,000 of 256x341 px); those beyond are decoded for every batch."""
 
 REMEMBERED_BYTES = 1 << 30
-"""Memory for the evaluation pixels of photos larger than ``KEPT_SIDE``."""
+"""Memory for the evaluation pixels of photos larger than ``KEPT_SIDE``, in the process that loaded
+them: worker processes, each of which would need as much again, remember none."""
+
+BAD_FRACTION = 0.1
+"""A data set with a larger part of bad files is refused."""
+BAD_ALWAYS_ALLOWED = 3
+"""Bad files that even a small data set may have."""
+
+TOLD = 20
+"""Bad files that are named while a data set is in use; further ones are only counted."""
 
 
 class Source(Protocol):
@@ -112,6 +130,7 @@ class FileSource:
         self._photos = photos
         self._remembered: dict[tuple[int, int, float], Pixels] = {}
         self._remembered_bytes = 0
+        self._process = os.getpid()
         self.names: Sequence[str] = [str(photo.path) for photo in photos]
         self.threads = 1 if all(photo.exact for photo in photos) else worker_count()
 
@@ -129,10 +148,96 @@ class FileSource:
         known = photo.exact and photo.kept is not None
         image = self.working(index) if known else read_image(photo.path)
         pixels = resample(image, centre_box(image.size, crop_fraction), resolution)
-        if not known and self._remembered_bytes + pixels.nbytes <= REMEMBERED_BYTES:
+        if not known:
+            self._remember(key, pixels)
+        return pixels
+
+    def _remember(self, key: tuple[int, int, float], pixels: Pixels) -> None:
+        fits = self._remembered_bytes + pixels.nbytes <= REMEMBERED_BYTES
+        if fits and os.getpid() == self._process:
             self._remembered[key] = pixels
             self._remembered_bytes += pixels.nbytes
-        return pixels
+
+
+class LazyFileSource:
+    """Files on disk that are decoded whenever they are used, and that nobody looked at before.
+
+    A file that turns out bad is named once on standard error and replaced, from then on, by the next
+    good image of its group: a training of days does not end for a file, and a resumed one sees the
+    same images.
+
+    Args:
+        names: the paths.
+        groups: int [n]; an image may stand for another of the same group: same class, same part.
+    """
+
+    channels = 3
+
+    def __init__(self, names: Sequence[str], groups: npt.NDArray[np.int32]) -> None:
+        self.names = names
+        self.threads = worker_count()
+        self._groups = groups
+        # Anonymous shared memory: what one worker process finds out, all know, and none says again.
+        self._bad = np.frombuffer(mmap.mmap(-1, max(1, len(names))), np.uint8)
+
+    @property
+    def replaced(self) -> Indices:
+        """The images that turned out bad so far, in whichever process."""
+        return np.flatnonzero(self._bad)
+
+    def working(self, index: int) -> Image.Image:
+        """See :class:`Source`."""
+        return shrink(self._read(index, KEPT_SIDE), KEPT_SIDE)
+
+    def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
+        """See :class:`Source`."""
+        image = self._read(index, None)
+        return resample(image, centre_box(image.size, crop_fraction), resolution)
+
+    def _read(self, index: int, at_least: int | None) -> Image.Image:
+        for candidate in self._candidates(index):
+            if self._bad[candidate]:
+                continue
+            try:
+                return read_image(Path(self.names[candidate]), at_least)
+            except InputError as error:
+                self._leave_out(candidate, error)
+        raise InputError(
+            f"no usable image is left to stand for {self.names[index]}, in the whole of its class",
+            "mobilefit doctor lists all bad files",
+        )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The image, then the others of its group in turn, beginning after it."""
+        yield index
+        others = np.flatnonzero(self._groups == self._groups[index])
+        yield from (int(other) for other in others[others > index])
+        yield from (int(other) for other in others[others < index])
+
+    def _leave_out(self, index: int, error: InputError) -> None:
+        self._bad[index] = 1
+        count = len(self.replaced)
+        if count <= TOLD:
+            _say(f"{error.message}: another image of its class takes its place")
+        if count == TOLD:
+            _say("further bad files are not named; mobilefit doctor lists all")
+        if too_many_bad(count, len(self.names)):
+            raise InputError(
+                f"{count} of {len(self.names)} image files turned out bad, the last: {error.message}",
+                f"mend or remove them (mobilefit doctor lists all); at most {BAD_FRACTION:.0%} are replaced",
+            )
+
+
+def _say(line: str) -> None:
+    if get_worker_info() is None:
+        Voice()(line)
+    else:  # the fork may have copied tqdm's lock while another thread held it
+        print(line, file=sys.stderr, flush=True)
+
+
+def too_many_bad(bad: int, count: int) -> bool:
+    """Whether so many bad files of ``count`` are more than a data set may have."""
+    return bad > max(BAD_ALWAYS_ALLOWED, BAD_FRACTION * count)
 
 
 def look_at(path: Path) -> Photo:
@@ -177,9 +282,34 @@ class ImageSet:
         return self._source.channels
 
     @property
+    def groups(self) -> Indices | None:
+        """int64 [n], which images lie together and are read in a row (shards); ``None``: none do."""
+        groups: Indices | None = getattr(self._source, "groups", None)
+        return None if groups is None else groups[self._indices]
+
+    @property
+    def ahead_count(self) -> int:
+        """How many of the next images :meth:`ahead` should know of; 0: none have to be fetched."""
+        return getattr(self._source, "ahead_count", 0)
+
+    def ahead(self, indices: Indices) -> None:
+        """Say which images are used next: what lies at a distance is fetched in the background."""
+        fetch: Callable[[Indices], None] = getattr(self._source, "ahead", lambda _: None)
+        fetch(self._indices[indices])
+
+    @property
     def names(self) -> tuple[str, ...]:
         """One name for each image: its path, or its place in the data set."""
         return tuple(self._source.names[index] for index in self._indices)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the images that turned out bad while in use, for which others of their class stand.
+
+        Only large data sets have such: the others were looked at when they were loaded.
+        """
+        bad: Indices = getattr(self._source, "replaced", np.empty(0, np.int64))
+        return tuple(self._source.names[index] for index in np.intersect1d(bad, self._indices))
 
     def subset(self, indices: Sequence[int] | Indices) -> ImageSet:
         """The images at these positions, in this order; the pixels are shared."""
@@ -229,11 +359,15 @@ class ImageSet:
             return resample(image, box(position, image.size), resolution)
 
         shape = (len(order), resolution, resolution, self.channels)
-        return _stacked(_map_in_threads(one, range(len(order)), self._source.threads), shape)
+        return _stacked(_map_in_threads(one, range(len(order)), self._threads), shape)
 
     def _map(self, function: Callable[[int], Pixels], indices: Iterable[int]) -> Iterable[Pixels]:
         found = [int(self._indices[index]) for index in indices]
-        return _map_in_threads(function, found, self._source.threads)
+        return _map_in_threads(function, found, self._threads)
+
+    @property
+    def _threads(self) -> int:
+        return 1 if get_worker_info() else self._source.threads  # workers are many already
 
 
 _Item = TypeVar("_Item")

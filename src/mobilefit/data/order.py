@@ -1,0 +1,62 @@
+"""Which image comes when in a pass over a training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mobilefit.data.images import ImageSet
+from mobilefit.data.shard_order import sharded_order
+from mobilefit.errors import InputError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a pass draws its images; it always has as many as the set."""
+
+    repeats: int = 1
+    """Repeated augmentation (Hoffer et al., 2019, arXiv:1901.09335; as torchvision's ``RASampler``
+    has it): that many differently augmented copies of each image in a row, and so fewer images."""
+    balanced: bool = False
+    """Draw with replacement, every class as often as every other."""
+
+
+def epoch_order(
+    image_set: ImageSet, sampling: Sampling, random: np.random.Generator, *, ranks: int, batch_size: int
+) -> Indices:
+    """Positions in the set in the order of one pass, int64 [n].
+
+    Args:
+        random: of this pass.
+        ranks: processes that share each batch; matters to sets in shards alone, whose passes let
+            each process read its own shards.
+
+    Raises:
+        InputError: balanced drawing from shards, which are read in a row.
+    """
+    count = len(image_set)
+    if image_set.groups is not None:
+        if sampling.balanced:
+            raise InputError(
+                "images in shards are read in a row and cannot be drawn by class",
+                "use --balance loss instead",
+            )
+        distinct = max(1, batch_size // sampling.repeats)
+        order: Indices = sharded_order(image_set.groups, random, ranks=ranks, batch_size=distinct)
+    elif sampling.balanced:
+        order = random.choice(count, count, p=class_weights(image_set.labels) / count)
+    else:
+        order = random.permutation(count)
+    if sampling.repeats == 1:
+        return order
+    return np.repeat(order[: -(-count // sampling.repeats)], sampling.repeats)[:count]
+
+
+def class_weights(labels: Indices) -> npt.NDArray[np.float64]:
+    """Each image's weight, float64 [n]: the same in all for each class that occurs, 1 on average."""
+    counts = np.bincount(labels)
+    return len(labels) / (np.count_nonzero(counts) * counts[labels])
