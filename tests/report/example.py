@@ -181,6 +181,70 @@ def write_run(folder: Path, content: Record | None = None) -> Path:
     return folder
 
 
+# ---- a training
+
+
+def recipe() -> Record:
+    """Some fields of a recipe."""
+    return {
+        "name": "fast", "source": "for minutes on a CPU", "epochs": 4, "batch_size": 128,
+        "optimizer": "sgd", "lr": 0.2, "nesterov": True, "clip_norm": None, "augment": "light",
+    }  # fmt: skip
+
+
+def train_record() -> Record:
+    """``record.json`` of ``mobilefit train``."""
+    whole, net = record(), seed_spec()
+    cost = net.cost()
+    row = {"label": net.name, "kind": "seed", "seed": 3, "accuracy_float": 0.8733, "params": cost.params,
+           "madds": cost.madds}  # fmt: skip
+    misclassified = whole["final"]["misclassified"]
+    return {
+        "verb": "train", "command": "mobilefit train clothing --lr 0.1 --seed 3 --out run",
+        "config": {"data": "clothing", "weights": None, "lr": 0.1, "batch_size": None, "seed": 3},
+        "seed": 3, "started": whole["started"], "finished": whole["finished"],
+        "seconds": {"training": 615.0},
+        "data": whole["data"] | {"counts": {"train": [400, 40, 500, 600, 480, 380]}},
+        "recipe": recipe() | {"lr": 0.1, "augment": "mild"}, "named_recipe": recipe(),
+        "training": {
+            "steps": 160, "images_per_second": 411.6, "best": {"step": 120, "val_top1": 0.87},
+            "weights": None, "teacher": None, "result": "best", "device": "cpu", "processes": 2,
+            "resumed": [50],
+        },
+        "final_spec": net.to_dict(), "results": [row],
+        "final": row | {
+            "top5": 0.996, "loss": 0.41, "confusion": CONFUSION, "misclassified": misclassified,
+            "hardest": [image | {"loss": 6.25 - i} for i, image in enumerate(misclassified[:6])],
+        },
+        "machine": whole["machine"],
+    }  # fmt: skip
+
+
+def train_rows() -> list[Record]:
+    """``metrics.jsonl`` of a training whose best validation is at step 120."""
+    rows = [row | {"data_wait": 0.05} for row in metrics(0.0)]
+    rows[29] |= {"val_top1": 0.885}
+    return rows
+
+
+def write_training(folder: Path, content: Record | None = None) -> Path:
+    """Everything that ``mobilefit train`` leaves for the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(train_record() if content is None else content))
+    write_jsonl(folder / "metrics.jsonl", train_rows())
+    return folder
+
+
+def sweep() -> Record:
+    """``lr_finder.json``: the loss falls from 1e-3 on, is lowest at 0.1, and diverges."""
+    rates = [10 ** (-5 + i / 10) for i in range(55)]
+    losses = [2.3 - 1.2 * math.exp(-((math.log10(rate) + 1) ** 2)) + 40 * rate**4 for rate in rates]
+    return {
+        "rates": rates, "losses": losses, "smoothed": losses, "suggestion": 10**-1.7,
+        "tenth_of_minimum": 0.01,
+    }  # fmt: skip
+
+
 # ---- a search
 
 TARGET = 0.44

@@ -17,7 +17,7 @@ from mobilefit.report.page import STEPS
 
 from .example import metrics, netadapt, record, write_jsonl, write_run
 
-SECTIONS = ("frontier", "int8", "network", "netadapt", "layers", "curves", "confusion",
+SECTIONS = ("frontier", "int8", "network", "netadapt", "layers", "curves", "classes", "confusion",
             "misclassified", "repeat")  # fmt: skip
 
 
@@ -129,8 +129,8 @@ def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
     ("lacking", "sections"),
     [
         (["results"], ["frontier"]), (["final_spec"], ["network"]), (["layers"], ["layers"]),
-        (["final"], ["int8", "confusion", "misclassified"]),
-        (["final.confusion"], ["confusion"]), (["final.misclassified"], ["misclassified"]),
+        (["final"], ["int8", "classes", "confusion", "misclassified"]),
+        (["final.confusion"], ["classes", "confusion"]), (["final.misclassified"], ["misclassified"]),
         (["netadapt.jsonl"], ["netadapt"]), (["metrics"], ["curves"]),
     ],
 )  # fmt: skip
@@ -156,7 +156,7 @@ def test_sections_without_records_are_left_out(
 def test_a_training_alone_has_its_curves(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "run" / "metrics.jsonl", metrics(0.0))
     found = written(tmp_path / "run")
-    assert found.sections == ["curves"] and "run: run" in found.text
+    assert found.sections == ["curves"] and "run: run" in found.text and "Not finished" in found.text
 
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -295,4 +295,5 @@ def test_many_of_everything_stays_a_page(tmp_path: Path) -> None:
     assert "199.jpg" in found.text and "200.jpg" not in found.text and "and 50 more" in found.text
     assert "5 shorter ones are not drawn" in found.text
     text = (folder / "report.html").read_text()
-    assert 'class="matrix"' not in text and "Most frequent mistakes" in text
+    assert 'class="matrix"' not in text and text.count('class="heat"') == 1
+    assert "class 3 taken for class 56: 100.0 % (1)" in found.text and "All 60 classes" in found.text

@@ -7,7 +7,7 @@ import pytest
 
 from mobilefit.report import summary_table, tables
 
-from .example import CLASSES, CONFUSION, final_spec, netadapt, record, seed_spec
+from .example import final_spec, netadapt, record, seed_spec
 
 SMALL = {
     "budget_ms": 2.0,
@@ -54,18 +54,6 @@ def test_statistics_over_seeds() -> None:
     assert adapted.latency.mean == pytest.approx(1.92) and adapted.between == (1.7, 2.1)
     assert seed.latency is not None and seed.latency.spread is None
     assert lost.latency is lost.accuracy_int8 is lost.between is None
-
-
-def test_worst_mistakes_by_hand() -> None:
-    found = tables.confusion(CONFUSION, CLASSES, worst=4)
-    assert found.worst == [
-        ("shirt", "long sleeve", 9, 9 / 50), ("long sleeve", "shirt", 7, 7 / 50),
-        ("shirt", "t-shirt", 4, 4 / 50), ("dress", "t-shirt", 3, 3 / 50),
-    ]  # fmt: skip
-    assert found.rows[0] == ("dress", 50, 0.88, [(n, n / 50) for n in CONFUSION[0]])
-    empty = tables.confusion([[0, 0], [1, 3]], ["only one name"])
-    assert [row[:3] for row in empty.rows] == [("0", 0, None), ("1", 4, 0.75)]
-    assert empty.worst == [("1", "0", 1, 0.25)]
 
 
 def test_netadapts_steps() -> None:

@@ -21,6 +21,7 @@ def test_milliseconds(value: float, shown: str) -> None:
 
 def test_other_units() -> None:
     assert units.percent(0.92314) == "92.31 %" and units.percent(0) == "0.00 %"
+    assert units.share(0.0814) == "8.1 %" and units.digits(6.2518) == "6.25"
     assert units.count(1234567) == "1,234,567"
     assert units.millions(1_524_006) == "1.52 M"
     assert units.size(812_345) == "812 kB" and units.size(3_210_000) == "3.21 MB"
@@ -39,8 +40,9 @@ def test_durations(value: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "show", [units.ms, units.percent, units.count, units.millions, units.size, units.seconds]
-)
+    "show", [units.ms, units.percent, units.share, units.digits, units.count, units.millions, units.size,
+             units.seconds]
+)  # fmt: skip
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "7", True, [], {}])
 def test_what_is_no_number_is_a_dash(show: object, value: object) -> None:
     assert show(value) == units.NONE  # type: ignore[operator]

@@ -3,9 +3,12 @@
 Everything here comes from a run's records; nothing is measured or computed anew.
 """
 
+from mobilefit.report.classes import class_table
 from mobilefit.report.page import write_report
-from mobilefit.report.plots import frontier_figure
+from mobilefit.report.plots import frontier_figure, lr_curve
 from mobilefit.report.search import rewards_figure
 from mobilefit.report.tables import summary_table
 
-__all__ = ["frontier_figure", "rewards_figure", "summary_table", "write_report"]
+__all__ = [
+    "class_table", "frontier_figure", "lr_curve", "rewards_figure", "summary_table", "write_report",
+]  # fmt: skip

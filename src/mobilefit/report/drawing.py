@@ -11,11 +11,12 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Affine2D
 
 COLOURS = {
@@ -83,6 +84,19 @@ def legend_below(figure: Figure, named: Mapping[str, Any]) -> None:
     """The figure's legend, of handles by name, in rows that stay within its width."""
     columns = {4: 2}.get(len(named), min(3, len(named)))
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns or 1)
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Plain numbers on a logarithmic scale: matplotlib's own are powers in markup.
+
+    Where it spans less than two decades, 2 and 5 are named too.
+    """
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 Mark = tuple[str, float, float]

@@ -13,14 +13,13 @@ import jinja2
 from mobilefit import runs
 from mobilefit.arch import NetSpec, difference
 from mobilefit.errors import InputError
-from mobilefit.report import drawing, plots, search, tables, trials, units
+from mobilefit.report import classes, drawing, plots, search, tables, training, trials, units
 
 NAME = "report.html"
 STEPS = "netadapt/netadapt.jsonl"
+SWEEP = "lr_finder.json"
 MAX_CURVES = 8
 """Training runs in one figure: the longest ones; more cannot be told apart."""
-MAX_MATRIX = 40
-"""Classes up to which the whole confusion matrix is shown; above, only the worst mistakes."""
 MAX_SKIPPED = 200
 """Skipped files that are listed by name; the rest are counted."""
 
@@ -28,8 +27,9 @@ MAX_SKIPPED = 200
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` into a run directory, from the records that lie there.
 
-    Reads ``record.json``, ``netadapt/netadapt.jsonl``, ``search/trials.jsonl`` and every
-    ``metrics.jsonl`` at or below ``run_dir``, and the sizes of the model files that the record names.
+    Reads ``record.json``, ``netadapt/netadapt.jsonl``, ``search/trials.jsonl``, ``lr_finder.json`` and
+    every ``metrics.jsonl`` at or below ``run_dir``, and the sizes of the model files that the record
+    names.
     A section whose records are missing is left out. The page needs no other file and loads nothing
     from anywhere.
 
@@ -45,12 +45,13 @@ def write_report(run_dir: Path) -> Path:
         raise InputError(f"{record_path} is not a run's record: the JSON is not an object")
     steps = [row for row in runs.read_jsonl(run_dir / STEPS) if isinstance(row, dict)]
     metrics, log = _metrics(run_dir), trials.read_log(run_dir)
-    if not (record or steps or metrics or log.trials):
+    sweep = runs.read_json(run_dir / SWEEP) if (run_dir / SWEEP).exists() else None
+    if not (record or steps or metrics or log.trials or sweep):
         raise InputError(
             f"no run records in {run_dir}", "give the folder that 'mobilefit design' wrote"
         )
     try:
-        page = _template().render(_content(run_dir, record, steps, metrics, log))
+        page = _template().render(_content(run_dir, record, steps, metrics, log, sweep))
     except (*_SHAPE_ERRORS, InputError) as error:
         raise InputError(
             f"cannot make sense of {record_path} and the rows beside it: {error}"
@@ -85,7 +86,8 @@ def _template() -> jinja2.Template:
     )  # fmt: skip
     environment.filters |= {
         "ms": units.ms, "percent": units.percent, "count": units.count, "seconds": units.seconds,
-        "millions": units.millions, "size": units.size,
+        "millions": units.millions, "size": units.size, "share": units.share,
+        "digits": units.digits,
     }  # fmt: skip
     return environment.get_template("page.html.jinja")
 
@@ -96,6 +98,7 @@ def _content(
     steps: list[dict[str, Any]],
     metrics: dict[str, list[dict[str, Any]]],
     log: trials.Log,
+    sweep: Any,
 ) -> dict[str, Any]:
     """Everything the template shows; what is empty or ``None`` is left out there."""
     data, final = record.get("data") or {}, record.get("final") or {}
@@ -113,15 +116,15 @@ def _content(
         "comparison_header": tables.COMPARISON_HEADER,
         "comparison": [(e.kind, e.label == final.get("label"), tables.comparison(e)) for e in found],
         "several_seeds": any(entry.runs > 1 for entry in found),
-        "frontier": drawing.inline(plots.frontier_figure(record, steps)) if found else None,
+        "frontier": _frontier(record, steps, found),
         "search": search.section(record, log),
         **_network(record),
         "steps_header": tables.STEPS_HEADER,
         "steps": tables.steps(steps),
         **_layers(record),
-        **_curves(metrics),
-        "confusion": _confusion(final, data),
-        "max_matrix": MAX_MATRIX,
+        **_training(record, metrics),
+        **_classes(record),
+        "sweep": _sweep(sweep),
         "int8": tables.int8_against_float(final, {k: size for k, (_, size) in files.items() if size}),
         "config": json.dumps(record["config"], indent=2) if record.get("config") else None,
         "machine": _machine(record),
@@ -181,6 +184,17 @@ def _layers(record: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _training(record: dict[str, Any], metrics: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The run's one training in full, or the curves of several side by side."""
+    alone = list(metrics) == ["training"]
+    return {
+        "training": training.section(record, metrics["training"]) if alone else None,
+        "settings": training.settings(record),
+        "rate": training.rate(record, metrics["training"]) if alone else None,
+        **(_curves({}) if alone else _curves(metrics)),
+    }  # fmt: skip
+
+
 def _curves(metrics: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     longest = sorted(metrics, key=lambda name: -len(metrics[name]))[:MAX_CURVES]
     figure = plots.curves_figure({name: metrics[name] for name in metrics if name in longest})
@@ -190,9 +204,35 @@ def _curves(metrics: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def _confusion(final: dict[str, Any], data: dict[str, Any]) -> tables.Confusion | None:
-    matrix = final.get("confusion")
-    return tables.confusion(matrix, data.get("classes") or ()) if matrix else None
+def _classes(record: dict[str, Any]) -> dict[str, Any]:
+    found, rows = classes.matrix(record), classes.table(record)
+    confusion = classes.confusion(*found) if found else None
+    pictured = confusion is not None and len(confusion.names) > classes.MAX_NUMBERS
+    return {
+        "confusion": confusion,
+        "heat": classes.figure(confusion) if confusion is not None and pictured else None,
+        "strength": classes.strength,
+        "legend": classes.LEGEND,
+        "classes": rows,
+        "classes_unfolded": classes.MAX_NUMBERS,
+        "classes_shown": len(rows) if len(rows) <= classes.MAX_NUMBERS else classes.WORST,
+        "most_training": max((row.training or 0 for row in rows), default=0),
+        "balance": classes.balance(rows),
+        "tested": int(found[1].sum()) if found else None,
+    }
+
+
+def _frontier(
+    record: dict[str, Any], steps: list[dict[str, Any]], found: list[tables.Entry]
+) -> str | None:
+    """Accuracy against latency, of a run that measured any."""
+    if not any(entry.latency for entry in found):
+        return None
+    return drawing.inline(plots.frontier_figure(record, steps))
+
+
+def _sweep(sweep: Any) -> dict[str, Any] | None:
+    return {"figure": drawing.inline(plots.lr_curve(sweep)), **sweep} if sweep else None
 
 
 def _machine(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mobilefit.report import drawing, tables, units
 from mobilefit.report.drawing import COLOURS, STYLE, Mark
+from mobilefit.report.trials import thinned
 
 _SERIES = ("adapted", "width", "seed", "budget", "steps", "muted")
 _MARKERS = {"seed": "D", "adapted": "o", "width": "s", "reference": "v"}
@@ -162,3 +166,117 @@ def curves_figure(runs: Mapping[str, Sequence[tables.Row]]) -> bytes | None:
 def _points(rows: Sequence[tables.Row], key: str) -> list[tuple[float, float]]:
     pairs = ((units.number(row.get("step")), units.number(row.get(key))) for row in rows)
     return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+# ---- one training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """Steps of a training that are marked in its curves."""
+
+    best: float | None = None
+    """That of the best validation."""
+    resumed: tuple[float, ...] = ()
+    """Those that an interrupted run went on from."""
+
+
+_PANELS: tuple[tuple[str, str, float], ...] = (
+    ("loss", "training loss", 1.0), ("val_loss", "validation loss", 1.0),
+    ("val_top1", "validation top-1 (%)", 100.0), ("lr", "learning rate", 1.0),
+    ("images_per_s", "images a second", 1.0), ("data_wait", "waiting for images (% of the time)", 100.0),
+)  # fmt: skip
+_FROM_ZERO = ("images_per_s", "data_wait")
+MAX_POINTS = 500
+"""Corners of a curve; of more, every so-manieth one."""
+MAX_DOTS = 40
+"""Points up to which each gets a dot."""
+
+
+def training_figures(rows: Sequence[tables.Row], marks: Marks) -> list[bytes]:
+    """A small figure for each quantity that two rows or more have, over the epochs.
+
+    A scale is logarithmic where the median lies under a tenth of the maximum, but for the speed's. Training and validation
+    loss have a figure each: label smoothing and mixing are in the first alone.
+    """
+    epochs, found = _epochs(rows), []
+    end = max((x for key, *_ in _PANELS for x, _ in _points(rows, key)), default=0.0)
+    for key, title, scale in _PANELS:
+        points = [(x, scale * y) for x, y in _points(rows, key)]
+        if len(points) > 1:
+            found.append(_panel(key, title, points, marks, epochs, end))
+    return found
+
+
+def _epochs(rows: Sequence[tables.Row]) -> float | None:
+    """Epochs a step; ``None`` where the rows do not tell, or there is no whole epoch."""
+    last = rows[-1] if rows else {}
+    step, epoch = units.number(last.get("step")), units.number(last.get("epoch"))
+    return epoch / step if step and epoch and epoch >= 1 else None
+
+
+def _panel(
+    key: str, title: str, points: Sequence[tuple[float, float]], marks: Marks, epochs: float | None,
+    end: float,
+) -> bytes:  # fmt: skip
+    unit = epochs or 1.0
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.5, 2.35), layout="constrained")
+        axis = figure.subplots()
+        drawn = thinned(points, MAX_POINTS)
+        validated = key.startswith("val_")
+        axis.plot([unit * x for x, _ in drawn], [y for _, y in drawn], lw=1.4, color=COLOURS["adapted"],
+                  marker="o" if validated and len(drawn) <= MAX_DOTS else "", markersize=3)  # fmt: skip
+        for step in marks.resumed:
+            axis.axvline(unit * step, color=COLOURS["steps"], lw=1, ls=":")
+        if validated:
+            _draw_best(axis, points, marks.best, unit)
+        if key in _FROM_ZERO:
+            axis.set_ylim(0, 1.1 * max(y for _, y in points) or 1)
+        elif _logarithmic([y for _, y in points]):
+            drawing.logarithmic(axis, "y")
+        axis.set_title(title)
+        axis.set_xlabel("epoch" if epochs else "step")
+        axis.set_xlim(0, 1.02 * unit * end)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=unit * end >= 6))
+    return drawing.svg(figure, f"training-{key}")
+
+
+def _logarithmic(values: Sequence[float]) -> bool:
+    return min(values) > 0 and statistics.median(values) < max(values) / 10
+
+
+def _draw_best(
+    axis: Axes, points: Sequence[tuple[float, float]], best: float | None, unit: float
+) -> None:
+    at = next((y for x, y in points if x == best), None)
+    if best is not None and at is not None:
+        axis.plot([unit * best], [at], "o", color=COLOURS["seed"], markersize=7, fillstyle="none", mew=1.6)
+
+
+def lr_curve(curve: tables.Row) -> bytes:
+    """A learning-rate sweep as a standalone SVG file.
+
+    Args:
+        curve: ``rates``, ``losses`` and ``smoothed`` of one length, ``suggestion`` and, if it is there,
+            ``tenth_of_minimum``, as ``mobilefit train --find-lr`` writes them.
+    """
+    rates, smoothed = curve["rates"], curve["smoothed"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.8, 3.2), layout="constrained")
+        axis = figure.subplots()
+        axis.plot(rates, curve["losses"], color=COLOURS["steps"], lw=0.9, alpha=0.6, label="loss of each step")
+        axis.plot(rates, smoothed, color=COLOURS["adapted"], lw=1.8, label="smoothed")
+        for key, colour, style, name in (("suggestion", "seed", "-", "steepest descent"),
+                                         ("tenth_of_minimum", "width", "--", "a tenth of the minimum's")):  # fmt: skip
+            rate = units.number(curve.get(key))
+            if rate is not None:
+                axis.axvline(rate, color=COLOURS[colour], lw=1.3, ls=style, label=f"{name}: {rate:.2g}")
+        low, high = min(smoothed), smoothed[0]
+        axis.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))  # where it diverges says nothing
+        drawing.logarithmic(axis, "x")
+        axis.set_xlabel("learning rate for a batch of 256")
+        axis.set_ylabel("training loss")
+        handles, names = axis.get_legend_handles_labels()
+        drawing.legend_below(figure, dict(zip(names, handles)))
+    return drawing.svg(figure, "learning-rates")

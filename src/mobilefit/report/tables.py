@@ -304,29 +304,3 @@ def layers(record: Row) -> list[tuple[str, ...]]:
         table.append((name, units.ms(a), units.ms(b), saved, units.millions(old.get("madds")),
                       units.millions(new.get("madds"))))  # fmt: skip
     return table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confusion:
-    """Rows are the true classes, columns the predicted ones.
-
-    Attributes:
-        rows: (class, its images, its share right or ``None``, cells of (count, share of the row)).
-        worst: the most frequent mistakes: (true, predicted, count, share of the true class).
-    """
-
-    rows: list[tuple[str, int, float | None, list[tuple[int, float]]]]
-    worst: list[tuple[str, str, int, float]]
-
-
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], worst: int = 8) -> Confusion:
-    """Shares and the ``worst`` most frequent mistakes of a K x K matrix of counts."""
-    names = list(classes) if len(classes) == len(matrix) else [str(i) for i in range(len(matrix))]
-    rows, mistakes = [], []
-    for i, (name, counts) in enumerate(zip(names, matrix)):
-        total = sum(counts)
-        cells = [(n, n / total if total else 0.0) for n in counts]
-        rows.append((name, total, cells[i][1] if total else None, cells))
-        mistakes += [(name, names[j], n, share) for j, (n, share) in enumerate(cells)
-                     if j != i and n]  # fmt: skip
-    return Confusion(rows=rows, worst=sorted(mistakes, key=lambda x: -x[2])[:worst])

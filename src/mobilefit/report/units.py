@@ -17,8 +17,7 @@ def number(value: Any) -> float | None:
 
 def ms(value: Any) -> str:
     """Milliseconds to three significant digits: ``1.93 ms``."""
-    found = number(value)
-    return NONE if found is None else f"{significant(found)} ms"
+    return NONE if number(value) is None else f"{digits(value)} ms"
 
 
 def significant(value: float) -> str:
@@ -33,6 +32,18 @@ def percent(value: Any) -> str:
     """A share in 0..1 as ``92.31 %``."""
     found = number(value)
     return NONE if found is None else f"{100 * found:.2f} %"
+
+
+def share(value: Any) -> str:
+    """A share in 0..1 as ``8.1 %``, where its second decimal says nothing."""
+    found = number(value)
+    return NONE if found is None else f"{100 * found:.1f} %"
+
+
+def digits(value: Any) -> str:
+    """A number to three significant digits."""
+    found = number(value)
+    return NONE if found is None else significant(found)
 
 
 def count(value: Any) -> str:
