@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,9 @@ from mobilefit.errors import InputError
 
 PACKAGES = ("mobilefit", "torch", "torchvision", "lightning-fabric", "numpy", "ai-edge-litert",
             "litert-quantizer")  # fmt: skip
+
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -59,6 +63,34 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_held: weakref.WeakValueDictionary[Path, Any] = weakref.WeakValueDictionary()
+
+
+def hold(folder: Path) -> object:
+    """Keep other processes out of a folder for as long as the result lives, or this process does.
+
+    Within a process it may be held several times over.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    import filelock
+
+    lock = _held.get(folder.resolve())
+    if lock is None:
+        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise InputError(
+                f"another process is at work in {folder}", "wait for it, stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise InputError(f"cannot write {folder / LOCK}: {error.strerror}", _WRITE_HINT) from error
+        _held[folder.resolve()] = lock
+    return lock
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

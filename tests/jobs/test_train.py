@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
-from mobilefit.train.loop import Trainer
+from mobilefit.train import RECIPES
+from mobilefit.train.trainer import Trainer
 
 from .small import World, make_images, picture, record, run
 
@@ -34,10 +39,10 @@ def at_step(
 ) -> None:
     original, calls = Trainer.step, iter(range(1, 10_000))
 
-    def step(self: Trainer, *batch: Any) -> float:
+    def step(self: Trainer, *batch: Any, **options: Any) -> float:
         if next(calls) == number:
             act()
-        return original(self, *batch)
+        return original(self, *batch, **options)
 
     monkeypatch.setattr(Trainer, "step", step)
 
@@ -82,6 +87,68 @@ def test_an_interrupted_training_goes_on(
     assert same_weights(tmp_path, undisturbed)
 
 
+def test_a_terminated_training_saves_and_says_how_to_go_on(
+    world: World, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """SIGTERM is what a machine gets that is taken away."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+        assert run(*words(world, tmp_path)) == 143
+    signal.signal(signal.SIGTERM, before)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("mobilefit: terminated; go on with: mobilefit train") and line.endswith(" --resume")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["state"]["step"] == 7  # not the last regular one, which is 4
+    assert run(*words(world, tmp_path, "--resume")) == 0
+    assert same_weights(tmp_path, undisturbed)
+
+
+def test_two_processes_in_one_run_folder(
+    world: World, undisturbed: Path, tmp_path: Path, refused: REFUSED
+) -> None:
+    """The second is refused and disturbs nothing; a killed one leaves no lock behind."""
+    command = [sys.executable, "-m", "mobilefit", *words(world, tmp_path)]
+    command[command.index("12")] = "100000"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.05)
+        said = refused(*words(world, tmp_path, "--resume"))
+        assert f"another process is at work in {tmp_path}; wait for it, stop it, or choose another --out" in said
+        said = refused("export", world.weights, world.images, "--out", tmp_path)
+        assert "another process is at work" in said
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    said = refused(*words(world, tmp_path, "--resume"))  # other steps, but no other process
+    assert "an unfinished run with other options (steps" in said
+
+
+def test_the_best_weights_can_be_the_result(world: World, tmp_path: Path) -> None:
+    assert run(*words(world, tmp_path, "--final", "best")) == 0
+    kept, final = (load_network(tmp_path / name) for name in ("best.safetensors", "model.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(kept.state_dict().values(), final.state_dict().values()))
+    training = record(tmp_path)["training"]
+    assert training["result"] == "best" and training["best"]["val_top1"] <= 1
+    assert training["processes"] == 1 and training["images_per_second"] > 0
+
+
+def test_every_field_of_a_recipe_is_an_option(world: World, tmp_path: Path) -> None:
+    more = ["--recipe", "timm-ra", "--optimizer", "adamw", "--no-channels-last", "--mixup", 0.2, "--ema-decay", 0,
+            "--policy", "trivialaugment", "--schedule", "onecycle", "--layer-decay", 0.8, "--freeze", 1]  # fmt: skip
+    assert run(*words(world, tmp_path, *more)) == 0
+    found = record(tmp_path)["recipe"]
+    given = {"name": "timm-ra", "optimizer": "adamw", "channels_last": False, "mixup": 0.2, "ema_decay": 0,
+             "policy": "trivialaugment", "schedule": "onecycle", "layer_decay": 0.8, "freeze": 1,
+             "batch_size": 16}  # fmt: skip
+    assert {key: found[key] for key in given} == given
+    assert found["erasing"] == RECIPES["timm-ra"].erasing  # what is not given is the recipe's
+
+
 @pytest.mark.parametrize(("call", "file"), [("fsync", "metrics.jsonl"), ("replace", "checkpoint.pt")])
 def test_a_full_disk_keeps_the_last_checkpoint(
     call: str, file: str, world: World, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +163,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert f"cannot write {tmp_path / file}: No space left on device" in said
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["state"]["step"] == 4
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".lock"]
     assert run(*words(world, tmp_path, "--resume")) == 0
     assert same_weights(tmp_path, undisturbed)
 
@@ -142,6 +209,17 @@ def test_a_loss_that_is_not_finite(
         (["--precision", "8-true"], ["--precision", "32-true"]),
         (["--model", "mobilenet_v3_lareg"], ["did you mean 'mobilenet_v3_large'?"]),
         (["--weights", "nowhere.pth"], ["no such weights file: nowhere.pth"]),
+        (["--batch-size", 5000], ["--batch-size 5000 is more than the ", " training images", "or less"]),
+        (["--accumulate", 16], ["a batch of 16 images cannot be divided", "32 or more"]),
+        (["--mixup", -1, "--dropout", 2], ["mixup is -1.0", "dropout is 2.0"]),
+        (["--policy", "trivialaugmetn"], ["'trivialaugmetn'", "'trivialaugment'"]),
+        (["--distillation", 0.5], ["--distillation needs a teacher"]),
+        (["--teacher", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),
+        (["--holdout", 0.9], ["holdout is 0.9"]),
+        (["--keep", 0], ["--keep is 0"]),
+        (["--precision", "16-mixed", "--accelerator", "cpu"], ["16-mixed needs a GPU"]),
+        (["--freeze", 30], ["freeze is 30"]),
     ],
 )
 def test_bad_options(
@@ -190,11 +268,34 @@ def test_bad_images_are_left_out_and_named(world: World, tmp_path: Path) -> None
     assert [Path(file["path"]).name for file in skipped] == ["text.jpg", "empty.png"]
 
 
+def test_one_image_a_class(world: World, tmp_path: Path, refused: REFUSED) -> None:
+    images = make_images(tmp_path / "set", ("a", "b"), count=1)
+    said = refused(*train(images, world, tmp_path / "run"))
+    assert "class 'a' has 1 usable images in its train part, and needs 3" in said and "add images" in said
+
+
+def test_classes_that_differ_between_train_and_val(world: World, tmp_path: Path, refused: REFUSED) -> None:
+    images = make_images(tmp_path / "set" / "train", ("a", "b"), count=8).parent
+    make_images(images / "val", ("a", "c"), count=2)
+    said = refused(*train(images, world, tmp_path / "run"))
+    assert "val lacks b and has c, which train lacks" in said
+
+
+def test_a_batch_of_the_recipe_larger_than_the_data(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(tmp_path / "set", ("a", "b"), count=8)
+    command = train(images, world, tmp_path / "run")
+    del command[command.index("--batch-size") : command.index("--batch-size") + 2]
+    assert run(*(word for word in command if word != "--quiet")) == 0
+    assert "each step takes all 10 training images: the recipe's batch is 128" in capsys.readouterr().err
+
+
 def test_folders_that_cannot_be_used(world: World, tmp_path: Path, refused: REFUSED) -> None:
     out = tmp_path / "run"
     assert "no such folder or data set: '" in refused(*train(tmp_path / "nowhere", world, out))
     assert "did you mean 'fashion-mnist'?" in refused(*train(Path("fashion-mnits"), world, out))
-    assert "is not a folder" in refused(*train(world.spec, world, out))
+    assert "is not a folder" in refused(*train(world.int8, world, out))
     one = make_images(tmp_path / "one", ("alone",), count=3)
     assert "holds one class alone, 'alone'" in refused(*train(one, world, out))
     (one / "vain").mkdir()

@@ -31,6 +31,8 @@ RECIPE = Recipe(
     epochs=5, batch_size=8, optimizer="rmsprop_tf", lr=0.3, schedule="cosine", warmup_epochs=0.5,
     ema_decay=0.9, bn_momentum=0.1, augment="light",
 )  # fmt: skip
+RATES = ("images_per_s", "data_wait")
+"""Fields of the history that no two runs share."""
 STEPS, EPOCH_STEPS = 30, 6  # under 20 steps there would be no average
 
 
@@ -64,7 +66,7 @@ def train(net: Network, out: Path | None = None, **options: Any) -> FitResult:
 def rows(out: Path) -> list[dict[str, float]]:
     """``metrics.jsonl`` without the rates, which no two runs share; every line must be whole."""
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_s"} for row in found]
+    return [{k: v for k, v in row.items() if k not in RATES} for row in found]
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:

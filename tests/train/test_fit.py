@@ -14,11 +14,13 @@ from mobilefit.data import ImageSet
 from mobilefit.data.images import ArraySource
 from mobilefit.errors import InputError
 from mobilefit.train import TrainingDiverged, evaluate, fit
-from mobilefit.train.loop import Trainer, _fabric, _plan
+from mobilefit.train.loss import Criterion
+from mobilefit.train.trainer import Trainer
 
 from .small import (
     EPOCH_STEPS,
     PRESET,
+    RATES,
     RECIPE,
     SPEC,
     STEPS,
@@ -59,14 +61,14 @@ def test_same_seed_same_bits_whatever_the_callers_random_state() -> None:
 def test_rows_of_the_history(tmp_path: Path) -> None:
     result = train(network(), tmp_path, steps=15, checkpoint_every=4)
     assert rows(tmp_path) == [
-        {key: value for key, value in row.items() if key != "images_per_s"}
+        {key: value for key, value in row.items() if key not in RATES}
         for row in result.history
     ]
     assert [row["step"] for row in result.history] == list(range(1, 16))
     validated = [row["step"] for row in result.history if "val_top1" in row]
     assert validated == [6, 12, 15] and "val_loss" in result.history[-1]
     assert [row["epoch"] for row in result.history][:3] == [0.1667, 0.3333, 0.5]
-    assert all(0 < row["lr"] <= 0.3 * 8 / 256 for row in result.history)
+    assert all(0 <= row["lr"] <= 0.3 * 8 / 256 for row in result.history)
 
 
 def test_the_network_ends_with_the_averaged_weights() -> None:
@@ -222,17 +224,25 @@ def test_the_share_of_the_teacher_is_the_share_of_the_loss() -> None:
     net, teacher = network().eval(), network(seed=1).eval()
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 0])
+    logits = net(images).detach()
     losses = {}
     for share in (0.0, 0.25, 1.0):
-        fields = {"distillation": share, "label_smoothing": 0.0}
-        trainer = Trainer(
-            _fabric("cpu", RECIPE), net, replace(RECIPE, **fields), _plan(shades(), RECIPE, 3, None), 0,
-            teacher,
-        )  # fmt: skip
-        losses[share] = float(trainer._loss(images, labels).detach())
+        recipe = replace(RECIPE, distillation=share, label_smoothing=0.0)
+        losses[share] = float(Criterion(recipe=recipe, teacher=teacher, class_weights=None)(logits, labels, images))
     assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
-    wanted = nn.functional.cross_entropy(net(images), teacher(images).softmax(1))
+    wanted = nn.functional.cross_entropy(logits, teacher(images).softmax(1), reduction="sum")
     assert losses[1.0] == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_a_temperature_softens_both_and_keeps_the_gradients_size() -> None:
+    """Hinton et al., section 2: for a high temperature, the gradient is the difference of the logits."""
+    logits = torch.tensor([[1.0, 0.0, -1.0]], requires_grad=True)
+    wanted = torch.tensor([[0.0, 3.0, -3.0]])
+    recipe = replace(RECIPE, distillation=1.0, temperature=1000.0)
+    criterion = Criterion(recipe=recipe, teacher=lambda images: wanted, class_weights=None)
+    criterion(logits, torch.tensor([0]), torch.zeros(1, 3, 8, 8)).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, (logits - wanted).detach() / 3, rtol=0.01, atol=0.01)
 
 
 def test_distillation_needs_a_teacher() -> None:

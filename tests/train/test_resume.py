@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mobilefit import runs
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.train import loop
+from mobilefit.train import loop, plan
 from mobilefit.train.checkpoint import load_checkpoint, save_checkpoint
-from mobilefit.train.loop import Trainer
+from mobilefit.train.trainer import Trainer
 
 from .small import SPEC, STEPS, network, rows, same_weights, train
 
@@ -79,7 +82,7 @@ def test_interrupted_in_a_step(
 
 
 def between_batches(at: int) -> Callable[..., Iterator[Any]]:
-    original, given = loop.batches, iter(range(1, 10_000))
+    original, given = loop.by_workers, iter(range(1, 10_000))
 
     def batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
         for batch in original(*args, **kwargs):
@@ -95,7 +98,7 @@ def test_interrupted_between_steps_saves_at_once(
     at: int, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches", between_batches(at))
+        patch.setattr(loop, "by_workers", between_batches(at))
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path, checkpoint_every=5)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -138,10 +141,10 @@ def test_a_second_ctrl_c_does_not_wait(
 
 
 def test_the_loss_of_a_row_spans_the_interruption(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(loop, "ROWS", 10)  # a row every three steps
+    monkeypatch.setattr(plan, "ROWS", 10)  # a row every three steps
     train(network(), tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches", between_batches(9))
+        patch.setattr(loop, "by_workers", between_batches(9))
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path / "b")
     train(network(), tmp_path / "b", resume=True)
@@ -197,6 +200,51 @@ def test_killed(where: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["step"] == 10
     finish(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_ten_times_at_any_moment(
+    workers: int, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """SIGKILL after a random time, in a process with data workers of its own; then on from there."""
+    random = np.random.default_rng(workers)
+    context = multiprocessing.get_context("forkserver")  # loads torch once: ten times take a minute
+    context.set_forkserver_preload(["mobilefit.train.loop", "timm.optim"])
+    options = {"checkpoint_every": 5, "resume": True, "workers": workers}
+    killed_at = []
+    for target in sorted(random.integers(1, STEPS, 10)):
+        step = context.Value("i", 0)
+        process = context.Process(target=slowly, args=(tmp_path, options, step), daemon=False)
+        process.start()
+        assert process.pid is not None
+        while process.is_alive() and step.value < target:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 2 * PAUSE))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed_at.append(step.value)
+    net = network(seed=99)
+    train(net, tmp_path, **options)
+    assert len(set(killed_at)) > 5, killed_at
+    assert same_weights(net, undisturbed.net) and rows(tmp_path) == undisturbed.rows
+
+
+PAUSE = 0.03
+
+
+def slowly(out: Path, options: dict[str, Any], number: Any) -> None:
+    """Train with pauses, so that a kill can come anywhere; tells the number of the step."""
+    torch.set_num_threads(1)
+    step = Trainer.step
+
+    def paused(self: Trainer, *batch: Any) -> float:
+        number.value = self.done + 1
+        time.sleep(PAUSE)
+        return step(self, *batch)
+
+    Trainer.step = paused  # type: ignore[method-assign]
+    train(network(), out, **options)
 
 
 def test_stopped_before_the_first_checkpoint(undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -273,7 +321,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         patch.setattr(runs.os, "fsync", fsync)
         with pytest.raises(InputError, match=r"cannot write .*checkpoint.pt: No space left"):
             train(network(), tmp_path, checkpoint_every=5)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "metrics.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"best.safetensors", "checkpoint.pt", "metrics.jsonl"}
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["step"] == 10
     finish(tmp_path, undisturbed)
 

@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import os
 import shlex
+import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import click
 
 from mobilefit import __version__
-from mobilefit.errors import MobilefitError, unknown
+from mobilefit.errors import MobilefitError, Terminated, unknown
 
 
 class Verb(NamedTuple):
@@ -44,6 +46,7 @@ VERBS: dict[str, Verb] = {
 }  # fmt: skip
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Verbs(click.Group):
@@ -97,7 +100,8 @@ class LazyCommand(click.Command):
 
 def _parameters(config: type[Any]) -> list[click.Parameter]:
     hints = typing.get_type_hints(config)
-    return [_parameter(field, hints[field.name]) for field in dataclasses.fields(config)]
+    fields = sorted(dataclasses.fields(config), key=lambda field: bool(field.metadata.get("detail")))
+    return [_parameter(field, hints[field.name]) for field in fields]
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
@@ -113,6 +117,10 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
     name = f"--{field.name.replace('_', '-')}"
     if hint is bool:
         return click.Option([name, field.name], is_flag=True, help=field.metadata["help"])
+    if _kind(hint) is bool:  # or None: left as it is
+        return click.Option(
+            [f"{name}/--no-{name[2:]}", field.name], default=None, help=field.metadata["help"]
+        )
     return click.Option(
         [name, field.name], type=_kind(hint), required=required, help=field.metadata["help"],
         show_default=default.get("default") is not None, **default,
@@ -141,9 +149,11 @@ def _mobilefit() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; the result is the exit code.
 
-    0: done; 2: bad input; 3: a quality gate failed; 130: interrupted.
+    0: done; 2: bad input; 3: a quality gate failed; 130: interrupted; 143: terminated.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         _mobilefit(args=words, prog_name="mobilefit", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -156,9 +166,15 @@ def main(arguments: list[str] | None = None) -> int:
         return end.exit_code
     except MobilefitError as error:
         return _fail(error.message, error.hint, error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return _interrupted(words)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):  # click wraps it
+            return _stopped(words, "terminated", TERMINATED)
+        return _stopped(words, "interrupted", INTERRUPTED)
     return 0
+
+
+def _on_sigterm(number: int, frame: types.FrameType | None) -> None:
+    raise Terminated
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
@@ -167,12 +183,12 @@ def _fail(message: str, hint: str | None, code: int) -> int:
     return code
 
 
-def _interrupted(words: list[str]) -> int:
+def _stopped(words: list[str], how: str, code: int) -> int:
     resumable = {"design": [], "search": [], "adapt": [], "quantize": [], "train": ["--resume"]}
     verb = words[0] if words else ""
-    line = "mobilefit: interrupted"
+    line = f"mobilefit: {how}"
     if verb in resumable:
         again = [*words, *(w for w in resumable[verb] if w not in words)]
         line += f"; go on with: {shlex.join(['mobilefit', *again])}"
     print(line, file=sys.stderr)
-    return INTERRUPTED
+    return code

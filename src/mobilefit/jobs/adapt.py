@@ -11,10 +11,10 @@ from mobilefit import device, train
 from mobilefit.adapt import AdaptSettings, Tools
 from mobilefit.data import load
 from mobilefit.errors import InputError
-from mobilefit.jobs import lab
+from mobilefit.jobs import lab, pretrained
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.options import device_option, option, parse_budget, tool_option
-from mobilefit.nn import load_network, save_weights
+from mobilefit.nn import save_weights
 from mobilefit.progress import Voice
 from mobilefit.runs import read_jsonl, write_atomic
 
@@ -49,11 +49,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     lab.check_positive(delta=config.delta, decay=config.decay, tune_steps=config.tune_steps)
     train.recipe(config.recipe)  # a wrong name is told before the images are read
     device.check_target(config.device, config.benchmark_model)
-    network = load_network(config.weights)
-    data = load(config.data, seed=config.seed)
-    if network.spec.head.num_classes != len(data.classes):
-        raise InputError(f"{config.weights} tells {network.spec.head.num_classes} classes apart, "
-                         f"{data.name} has {len(data.classes)}")  # fmt: skip
+    opened = pretrained.opened(config.weights)
+    network, data = opened.network, load(config.data, seed=config.seed)
+    preset = opened.preset(data)
     run = RunFolder(config.out, "adapt", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
@@ -62,7 +60,6 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         seed_ms = run.stage("start", lambda: lab.measured([network.spec], phone)[0].median_ms)
         table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         table.fitted(network.spec, voice)
-        preset = data.preset(network.spec.input_size)
         held = lab.held_out(data, 2000, config.seed)
         tools = Tools(
             latency=table.predict,
@@ -81,7 +78,10 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
             )
     spec = replace(found.spec, name=f"{network.spec.name}_adapted")
     write_atomic(run.path / "adapted.json", spec.to_json() + "\n")
-    save_weights(lab.last_step(run.path / "netadapt", network), run.path / "model.safetensors")
+    save_weights(
+        lab.last_step(run.path / "netadapt", network), run.path / "model.safetensors",
+        preset=preset.to_dict(), classes=data.classes,
+    )  # fmt: skip
     record = run.finish({
         "seed": config.seed, "budget_ms": settings.target_ms, "data": lab.describe(data),
         "seed_spec": network.spec.to_dict(), "final_spec": spec.to_dict(),

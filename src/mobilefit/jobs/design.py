@@ -20,11 +20,12 @@ from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset, load
 from mobilefit.device import Phone
 from mobilefit.errors import InputError, QualityGateError
-from mobilefit.jobs import checks, lab, plan, searching
+from mobilefit.jobs import checks, lab, plan, pretrained, searching
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
 from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
 from mobilefit.jobs.plan import Plan
+from mobilefit.jobs.pretrained import Start
 from mobilefit.jobs.searching import FullTraining, Search, Searching
 from mobilefit.nn import Network, save_weights
 from mobilefit.progress import Voice
@@ -54,7 +55,9 @@ class DesignConfig:
     top: int = option(1, help="best networks of the search that are trained; NetAdapt takes the winner")
     resolution: int = option(96, help="side of the network's input, pixels")
     minutes: float = option(30.0, help="about how long it may take")
-    weights: Path | None = option(None, help="pretrained weights of the seed network to start from")
+    weights: str | None = option(
+        None, help="pretrained weights of the seed network: torchvision, timm, timm:NAME, or a file"
+    )
     seeds: int = option(1, help="trainings of each compared network, for mean and spread")
     seed: int = option(0, help="of everything random; the first of --seeds")
     delta: float | None = option(
@@ -159,9 +162,14 @@ class _Chain:
         self.config, self.budget, self.run, self.data, self.voice = config, budget, run, data, voice
         self.phone = phone
         self.space = _space(config, data)
-        self.family_spec = _family_spec(config, data) if self.space is None else self.space.base
+        begun = self.begun(
+            _family_spec(config, data) if self.space is None else self.space.base, config.seed
+        )
+        if begun.note:
+            voice(begun.note)
+        self.family_spec = begun.network.spec  # with the padding and epsilon of the weights
         self.seed_spec = self.family_spec  # until a search has found one
-        self.preset: Preset = data.preset(config.resolution)
+        self.preset: Preset = begun.preset
         self.table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         self.searched: dict[str, Any] | None = None
         self.plan: Plan
@@ -291,10 +299,16 @@ class _Chain:
         if self.config.weights is None:
             return network_for(spec, None, seed=seed)
         if kind == "seed":
-            return network_for(self.seed_spec, self.config.weights, seed=seed)
+            return self.begun(self.seed_spec, seed).network
         if kind == "adapted":
             return lab.last_step(self.run.path / "netadapt", self.trained_seed())
         return adapt.transfer(self.trained_seed(), spec)
+
+    def begun(self, spec: NetSpec, seed: int) -> Start:
+        """What training begins with: the pretrained weights, if there are any."""
+        return pretrained.start(
+            spec, self.config.weights, data=self.data, seed=seed, quiet=self.config.quiet
+        )
 
     def trained_seed(self) -> Network:
         """The seed network after its training."""
@@ -358,7 +372,10 @@ class _Chain:
                 self.data, self.preset, seed=self.config.seed,
             )  # fmt: skip
             checks.keep(parity, self.run.path)
-            save_weights(entries[chosen].network, self.run.path / "model.safetensors")
+            save_weights(
+                entries[chosen].network, self.run.path / "model.safetensors",
+                preset=self.preset.to_dict(), classes=self.data.classes,
+            )  # fmt: skip
         of_family = measured[0 if self.searched is None else -1]  # else the seed network is the family's
         budget_ms = self.budget.of(of_family.median_ms)
         self.run.finish({
@@ -405,7 +422,4 @@ def _space(config: DesignConfig, data: ClassificationData) -> Space | None:
 
 
 def _family_spec(config: DesignConfig, data: ClassificationData) -> NetSpec:
-    spec = spec_of(config.seed_network).resolution(config.resolution).classes(len(data.classes))
-    if config.weights is not None:  # the weights may want other padding and norm constants
-        return network_for(spec, config.weights, seed=config.seed).spec
-    return spec
+    return spec_of(config.seed_network).resolution(config.resolution).classes(len(data.classes))

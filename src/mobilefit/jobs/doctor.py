@@ -1,10 +1,10 @@
-"""Is everything there, does it work, and can this machine measure?"""
+"""Is everything there, does it work, can this machine measure, and are these images usable?"""
 
 from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,47 @@ import torch
 
 from mobilefit import arch, device, litert
 from mobilefit.data import load
+from mobilefit.data.inspect import IMBALANCE, SEED, TINY_CLASS, Group, Inspection, inspect_folder
+from mobilefit.data.shards import is_shards
 from mobilefit.device import adb
-from mobilefit.errors import MobilefitError, QualityGateError
+from mobilefit.errors import InputError, MobilefitError, QualityGateError
+from mobilefit.jobs.lab import check_positive
 from mobilefit.jobs.model import input_shape, int8_for_timing, network_for
 from mobilefit.jobs.options import option
-from mobilefit.runs import machine
+from mobilefit.progress import Voice
+from mobilefit.runs import machine, write_json
 
 DRIFT = 0.05
 """A spread of repeated medians above this makes budgets of a few per cent meaningless."""
 SPACE_GB = 2
+REPORT = "doctor.json"
+SHOWN = 10
+"""Findings of each kind that are printed; all are in ``REPORT``."""
+SHOWN_FILES = 4
+"""Files printed that show one picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
     """Options of ``mobilefit doctor``."""
 
-    data: str | None = option(None, help="also look at these images")
-    out: Path = option(Path("."), help="where runs would be written: is there space?")
+    data: str | None = option(None, help="also look through these images: a folder of class folders, or fashion-mnist", argument=True)
+    resolution: int = option(96, help="images with a side under this many pixels are told")
+    out: Path = option(Path("."), help="where runs would be written (is there space?), and doctor.json with all about the images")
+    quiet: bool = option(False, help="show no progress")
 
 
 def doctor(config: DoctorConfig) -> dict[str, Any]:
     """Check versions, a network through the whole chain, the clock's steadiness, space and images.
 
+    Returns:
+        what machine this is, and under ``images`` what was found in a folder of images, which is also
+        in ``doctor.json``.
+
     Raises:
         QualityGateError: something is wrong; what and what to do is printed.
     """
+    check_positive(resolution=config.resolution)
     facts = machine()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
     print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()))
@@ -49,7 +65,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     }  # fmt: skip
     if config.data is not None:
         source = config.data
-        checks["images"] = lambda: _images(source)
+        checks["images"] = lambda: _images(source, config, facts)
     problems = []
     for name, check in checks.items():
         try:
@@ -110,11 +126,81 @@ def _phones() -> str:
         return f"none seen: {error}"
 
 
-def _images(source: str) -> str:
+def _images(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
+    """Look through a folder; of another data set, which loading has looked at, say how large it is."""
+    if is_shards(source) or not Path(source).is_dir():
+        return _loaded(source)
+    label = Voice(quiet=config.quiet).label("looking at images")
+    found = inspect_folder(Path(source), resolution=config.resolution, progress=label)
+    facts["images"] = found.to_dict()
+    _write(config.out, facts)
+    for line in _findings(found):
+        print(f"     {line}")
+    if found.falsified:
+        raise QualityGateError("; ".join(found.falsified), f"all files are in {config.out / REPORT}")
+    return _summary(found)
+
+
+def _loaded(source: str) -> str:
     data = load(source)
-    for file in data.skipped:
-        print(f"     skipped {file.path}: {file.why}")
     sizes = ", ".join(f"{len(getattr(data, part))} {part}" for part in ("train", "holdout", "test"))
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     return (f"{len(data.classes)} classes; {sizes}; {counts.min()} to {counts.max()} a class; "
             f"short side {data.short_side} px; {len(data.skipped)} bad files")  # fmt: skip
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    write_json(folder / REPORT, facts)
+
+
+def _summary(found: Inspection) -> str:
+    classes = found.counts["train"]
+    sizes = ", ".join(f"{count} {part}" for part, count in found.sizes.items())
+    return (f"{len(classes)} classes; {sizes}; {min(classes.values())} to {max(classes.values())} a class; "
+            f"short side {found.short_side} px; {sum(map(len, found.broken.values()))} bad files; "
+            f"no picture in two parts or classes")  # fmt: skip
+
+
+def _findings(found: Inspection) -> Iterator[str]:
+    """What was found, a line each: what falsifies a result first."""
+    apart = f" (test: as seed {SEED} sets it apart)" if found.divided else ""
+    yield from _listed(f"pictures in more than one part{apart}", map(_pictures, found.leaks))
+    yield from _listed("pictures in more than one class", map(_pictures, found.conflicts))
+    for part, files in found.broken.items():
+        yield from _listed(f"{part}: broken files", [f"{file.path}: {file.why}" for file in files])
+    for part, groups in found.duplicates.items():
+        yield from _listed(f"{part}: pictures that it has more than once", map(_pictures, groups))
+    for part, names in found.lacking.items():
+        yield from _listed(f"{part}: classes that it lacks", names)
+    for part, counts in found.tiny.items():
+        tiny = [f"{name}: {count}" for name, count in counts.items()]
+        yield from _listed(f"{part}: classes with fewer than {TINY_CLASS} images", tiny)
+    for part, ratio in found.imbalance.items():
+        if ratio >= IMBALANCE:
+            yield f"{part}: {_extremes(found.counts[part])}, {ratio:.1f} times as many"
+    for part, names in found.small.items():
+        yield from _listed(f"{part}: images with a side under {found.resolution} px", names)
+
+
+def _listed(what: str, items: Iterable[str]) -> Iterator[str]:
+    lines = list(items)
+    if lines:
+        yield f"{what}: {len(lines)}"
+        yield from (f"  {line}" for line in lines[:SHOWN])
+        if len(lines) > SHOWN:
+            yield f"  and {len(lines) - SHOWN} more"
+
+
+def _pictures(group: Group) -> str:
+    more = len(group.files) - SHOWN_FILES
+    return " = ".join(group.files[:SHOWN_FILES]) + f" and {more} more" * (more > 0) + f" ({group.same})"
+
+
+def _extremes(counts: dict[str, int]) -> str:
+    least, most = min(filter(None, counts.values())), max(counts.values())
+    names = {count: name for name, count in reversed(counts.items())}
+    return f"{names[least]} has {least} images, {names[most]} {most}"

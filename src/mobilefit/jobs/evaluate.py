@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from mobilefit import train
-from mobilefit.data import ClassificationData, load
-from mobilefit.errors import InputError
+from mobilefit.data import load
+from mobilefit.jobs import pretrained
 from mobilefit.jobs.model import evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
-from mobilefit.nn import load_network
 from mobilefit.train import Evaluation
 
 
@@ -34,17 +33,18 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     is_file = config.model.suffix == ".tflite"
     blob = read_file(config.model) if is_file else b""
     described = file_info(blob, config.model) if is_file else None
-    network = None if is_file else load_network(config.model)
+    opened = None if is_file else pretrained.opened(config.model)
     data = load(config.data, seed=config.seed)
     images = getattr(data, config.part)
     if described is not None:
-        _check(data, config.model, described.spec.head.num_classes, described.classes)
+        pretrained.check_classes(
+            config.model, described.spec.head.num_classes, described.classes, data
+        )
         with naming(config.model):
             found = evaluate_file(blob, images, described.preset)
     else:
-        assert network is not None
-        _check(data, config.model, network.spec.head.num_classes, None)
-        found = train.evaluate(network, images, data.preset(network.spec.input_size))
+        assert opened is not None
+        found = train.evaluate(opened.network, images, opened.preset(data))
     counts = found.confusion.sum(1)
     for name, row, count in zip(data.classes, range(len(counts)), counts, strict=True):
         share = f"{found.confusion[row, row] / count:8.2%}" if count else "       -"
@@ -52,15 +52,3 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     print(f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f} "
           f"on {found.count} {config.part} images")  # fmt: skip
     return found
-
-
-def _check(
-    data: ClassificationData, model: Path, outputs: int, classes: tuple[str, ...] | None
-) -> None:
-    if outputs != len(data.classes) or (classes is not None and classes != data.classes):
-        known = f" ({', '.join(classes[:5])} ...)" if classes else ""
-        raise InputError(
-            f"{model} tells {outputs} classes apart{known}, {data.name} has {len(data.classes)} "
-            f"({', '.join(data.classes[:5])} ...)",
-            "evaluate on data with the classes that it was trained on",
-        )

@@ -13,13 +13,13 @@ from mobilefit.device import Latency
 from mobilefit.errors import InputError, unknown
 from mobilefit.formats import executorch, litert, onnx, torch_export
 from mobilefit.formats.extra import needed
-from mobilefit.jobs import checks, lab
+from mobilefit.jobs import checks, lab, pretrained
 from mobilefit.jobs import model as models
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.options import option
 from mobilefit.litert import read_metadata
 from mobilefit.litert.metadata import packaged
-from mobilefit.nn import Network, load_network
+from mobilefit.nn import Network
 from mobilefit.runs import write_atomic
 
 
@@ -103,18 +103,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
         QualityGateError: everything is written, but a file is out of its format's tolerance.
     """
     kinds = _kinds(config.formats)
-    network = load_network(config.weights)
-    data = load(config.data, seed=config.seed)
-    if network.spec.head.num_classes != len(data.classes):
-        raise InputError(
-            f"{config.weights} tells {network.spec.head.num_classes} classes apart, {data.name} has "
-            f"{len(data.classes)}",
-            "give the data that it was trained on",
-        )
+    opened = pretrained.opened(config.weights)
+    network, data = opened.network, load(config.data, seed=config.seed)
+    preset = opened.preset(data)
     run = RunFolder(config.out, "export", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
-    preset = data.preset(network.spec.input_size)
     base = models.export(network, data, preset, seed=config.seed)
     source = Source(network=network, data=data, preset=preset, seed=config.seed, base=base)
     files = {kind: FORMATS[kind].make(source) for kind in kinds}

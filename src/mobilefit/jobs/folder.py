@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mobilefit.errors import InputError
-from mobilefit.runs import machine, now, read_json, write_json
+from mobilefit.runs import LOCK, hold, machine, now, read_json, write_json
 
 T = TypeVar("T")
 RECORD = "record.json"
@@ -30,27 +30,36 @@ class RunFolder:
         verb: whose run it is.
         config: a dataclass.
         resume: go on with an unfinished run that is there.
+        writes: whether it is this process that writes, of several at one run.
 
     Raises:
-        InputError: the folder cannot be written, or holds a run with other options, or an
-            unfinished one that was not asked to be resumed.
+        InputError: the folder cannot be written, or another process writes to it, or it holds a run
+            with other options, or an unfinished one that was not asked to be resumed.
     """
 
-    def __init__(self, path: Path, verb: str, config: Any, *, resume: bool = True) -> None:
+    def __init__(
+        self, path: Path, verb: str, config: Any, *, resume: bool = True, writes: bool = True
+    ) -> None:
         self.path, self.verb = path, verb
         self.config, self.command = _plain(config), command(verb, config)
+        self._writes = writes
+        self.state: dict[str, Any] = {"started": now(), "seconds": {}}
+        if writes:
+            self._open(resume)
+
+    def _open(self, resume: bool) -> None:
+        path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"cannot make the output folder {path}: {error.strerror}", "choose another --out"
             ) from error
+        self._lock = hold(path)
         self._refuse_other_runs(resume)
-        write_json(path / "config.json", {"verb": verb, **self.config})
+        write_json(path / "config.json", {"verb": self.verb, **self.config})
         state = path / "state.json"
-        self.state: dict[str, Any] = _object(state) if state.exists() else {}
-        self.state.setdefault("started", now())
-        self.state.setdefault("seconds", {})
+        self.state |= _object(state) if state.exists() else {}
 
     @property
     def finished(self) -> bool:
@@ -79,7 +88,7 @@ class RunFolder:
 
     def _begun(self) -> bool:
         """Whether there is anything to lose: a file, or the result of a stage."""
-        files = {path.name for path in self.path.iterdir()} - {"config.json", "state.json"}
+        files = {path.name for path in self.path.iterdir()} - {"config.json", "state.json", LOCK}
         state = self.path / "state.json"
         stages = set(_object(state)) - {"started", "seconds"} if state.exists() else set()
         return bool(files or stages)
@@ -105,8 +114,9 @@ class RunFolder:
         finally:
             seconds = self.state["seconds"]
             seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - began, 2)
-            with contextlib.suppress(InputError):  # a full disk is told by what failed on it
-                write_json(self.path / "state.json", self.state)
+            if self._writes:
+                with contextlib.suppress(InputError):  # a full disk is told by what failed on it
+                    write_json(self.path / "state.json", self.state)
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write the record, completed by what every run has: the run is complete."""

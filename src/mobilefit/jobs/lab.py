@@ -36,7 +36,7 @@ SHOWN_MISTAKES = 12
 # ---- training
 
 
-def recipe_for(name: str | None, weights: Path | None, data: ClassificationData) -> Recipe:
+def recipe_for(name: str | None, weights: object | None, data: ClassificationData) -> Recipe:
     """The recipe of that name, else the one for pretrained weights or for none.
 
     On tiny images the mild augmentation takes the light one's place.
@@ -252,8 +252,14 @@ def describe(data: ClassificationData) -> dict[str, Any]:
     return {
         "name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint,
         "sizes": {part: len(getattr(data, part)) for part in ("train", "holdout", "test")},
+        "counts": {part: _counts(data, part) for part in ("train", "holdout", "test")},
         "skipped": [{"path": file.path, "why": file.why} for file in data.skipped],
     }  # fmt: skip
+
+
+def _counts(data: ClassificationData, part: str) -> list[int]:
+    counts: list[int] = np.bincount(getattr(data, part).labels, minlength=len(data.classes)).tolist()
+    return counts
 
 
 def check_unchanged(fingerprint: str, data: ClassificationData, path: Path) -> None:

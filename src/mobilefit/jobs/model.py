@@ -16,9 +16,10 @@ from mobilefit import arch, int8, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset, batches
 from mobilefit.errors import InputError
+from mobilefit.jobs import pretrained
 from mobilefit.jobs.running import Runner, outline
 from mobilefit.litert.metadata import packaged
-from mobilefit.nn import Network, build, load_weights
+from mobilefit.nn import Network, build
 from mobilefit.train import Evaluation, evaluation_of
 
 CALIBRATION_IMAGES = 200
@@ -92,17 +93,9 @@ def evaluate_file(blob: bytes, images: ImageSet, preset: Preset) -> Evaluation:
     return evaluation_of(np.concatenate(logits), images.labels)
 
 
-def network_for(spec: NetSpec, weights: Path | None, *, seed: int = 0) -> Network:
-    """A network with the weights of a file, or fresh ones by the seed.
-
-    A last layer for another number of classes starts anew.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(spec)
-    if weights is not None:
-        load_weights(network, weights, new_logits=True)
-    return network
+def network_for(spec: NetSpec, weights: None = None, *, seed: int = 0) -> Network:
+    """A network with fresh weights by the seed; with pretrained ones: :func:`.pretrained.start`."""
+    return pretrained.fresh(spec, seed)
 
 
 def spec_of(model: str) -> NetSpec:

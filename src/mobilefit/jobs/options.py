@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from mobilefit.errors import InputError
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, argument: bool = False) -> Any:
+def option(
+    default: Any = dataclasses.MISSING, *, help: str, argument: bool = False, detail: bool = False
+) -> Any:
     """A configuration field.
 
     Args:
         default: a field without one is required.
         help: one line for ``--help``.
         argument: given by position on the command line, not by ``--name``.
+        detail: listed after the others.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "argument": argument})
+    metadata = {"help": help, "argument": argument, "detail": detail}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def device_option() -> Any:
@@ -29,6 +34,21 @@ def device_option() -> Any:
 def tool_option() -> Any:
     """What measures on a phone: see :class:`mobilefit.device.Phone`."""
     return option(None, help="for a phone: the file of TFLite's benchmark_model for Android (docs/android.md)")
+
+
+def overrides(name: str, kind: type) -> type:
+    """A frozen dataclass with the fields of ``kind`` that have a help line, each of which may be left out.
+
+    Args:
+        name: of the class; a configuration inherits it.
+        kind: a dataclass whose fields' metadata hold ``help``.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = [
+        (field.name, hints[field.name] | None, option(None, help=f"recipe: {help}", detail=True))
+        for field in dataclasses.fields(kind) if (help := field.metadata["help"])
+    ]  # fmt: skip
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

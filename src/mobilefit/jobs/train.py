@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_fabric import Fabric
 
 from mobilefit import report
+from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, load
 from mobilefit.errors import InputError
-from mobilefit.jobs import lab
+from mobilefit.jobs import lab, pretrained
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.model import network_for, spec_of
-from mobilefit.jobs.options import option
-from mobilefit.nn import save_weights
+from mobilefit.jobs.model import spec_of
+from mobilefit.jobs.options import option, overrides
+from mobilefit.nn import load_network, save_weights
 from mobilefit.progress import Voice
-from mobilefit.train import Recipe, evaluate, fit, recipe
+from mobilefit.runs import write_atomic, write_json
+from mobilefit.train import (
+    BEST,
+    Evaluation,
+    FitResult,
+    Recipe,
+    evaluate,
+    fit,
+    open_fabric,
+    recipe,
+    tensorboard,
+)
+from mobilefit.train.loop import Board
+from mobilefit.train.lr_finder import find_lr
+
+if TYPE_CHECKING:
+
+    class Overrides:
+        """A field of :class:`Recipe` each, or ``None``."""
+else:
+    Overrides = overrides("Overrides", Recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Options of ``mobilefit train``."""
+class TrainConfig(Overrides):
+    """Options of ``mobilefit train``: these, and every field of a recipe."""
 
-    data: str = option(help="folder of class folders, or fashion-mnist", argument=True)
+    data: str = option(help="folder of class folders, fashion-mnist, or shards (docs/data.md)", argument=True)
     model: str = option("mobilenet_v3_small", help="a name of the family, or a spec's .json")
     width: float = option(1.0, help="width multiplier, by the paper's rule")
-    weights: Path | None = option(None, help="weights to start from; a last layer of another size starts anew")
+    weights: str | None = option(None, help="weights to start from: a file, torchvision, timm or timm:NAME")
     resolution: int = option(96, help="side of the network's input, pixels")
     recipe: str | None = option(
-        None, help="fast, finetune or paper (default: finetune with --weights, else fast)"
+        None, help="a named recipe, docs/recipes.md (default: finetune with --weights, else fast)"
     )
-    epochs: int | None = option(None, help="passes over the images (default: the recipe's)")
     steps: int | None = option(None, help="optimizer steps, in place of --epochs")
-    lr: float | None = option(None, help="learning rate for a batch of 256 (default: the recipe's)")
-    batch_size: int | None = option(None, help="images a step (default: the recipe's)")
-    augment: str | None = option(None, help="light, mild, inception or none (default: the recipe's; mild for tiny images)")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", help="of the arithmetic")
+    teacher: str | None = option(None, help="learn from a network too: its file, torchvision:NAME, timm:NAME[=FILE]")
+    holdout: float = option(0.1, help="part of the training images set apart to watch the training by")
+    final: Literal["last", "best"] = option("last", help="which weights are the result: best by the held-out images")
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="where to train")
+    devices: int = option(1, help="processes on this machine, one a device; torchrun brings its own number")
+    nodes: int = option(1, help="machines")
+    workers: int | None = option(None, help="processes that prepare images (default: with a GPU, one a core)")
     checkpoint_every: int | None = option(None, help="steps between checkpoints (default: an epoch)")
+    keep: int = option(1, help="how many checkpoints are kept, the last ones")
+    find_lr: bool = option(False, help="only look for a learning rate: 100 steps, nothing is kept")
+    tensorboard: bool = option(False, help="also write events for TensorBoard into --out")
     seed: int = option(0, help="of everything random")
     out: Path = option(Path("runs/train"), help="run folder")
     resume: bool = option(False, help="go on with the interrupted run in --out")
@@ -47,63 +76,166 @@ class TrainConfig:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train a network; writes ``model.safetensors``, ``metrics.jsonl``, record and report.
 
+    Started by ``torchrun``, or with several devices, each process calls this; the first one writes.
+
     Raises:
         InputError: bad data, options, weights or folder.
         TrainingDiverged: the loss is not finite.
     """
     _check(config)
-    data = load(config.data, seed=config.seed)
-    chosen = _recipe(config, data)
+    fabric = open_fabric(
+        config.accelerator, _overridden(recipe(config.recipe or "fast"), config).precision,
+        devices=config.devices, nodes=config.nodes,
+    )  # fmt: skip
+    job = _Job(config, fabric, load(config.data, seed=config.seed, holdout=config.holdout))
+    return job.look_for_lr() if config.find_lr else job.run()
+
+
+class _Job:
+    """A training from its images to its record."""
+
+    def __init__(self, config: TrainConfig, fabric: Fabric, data: ClassificationData) -> None:
+        self.config, self.fabric, self.data = config, fabric, data
+        self.voice = Voice(quiet=config.quiet or not fabric.is_global_zero)
+        lab.tell_skipped(data, self.voice)
+        self.recipe = self._recipe()
+        self.start = pretrained.start(
+            _spec(config, data), config.weights, data=data, resolution=config.resolution,
+            seed=config.seed, quiet=self.voice.quiet,
+        )  # fmt: skip
+        self.network, self.preset = self.start.network, self.start.preset
+        if self.start.note:
+            self.voice(self.start.note)
+
+    def _recipe(self) -> Recipe:
+        config, count = self.config, len(self.data.train)
+        found = _overridden(lab.recipe_for(config.recipe, config.weights, self.data), config)
+        if config.teacher is not None and not found.distillation:
+            found = replace(found, distillation=0.5)
+        if found.distillation and config.teacher is None:
+            raise InputError("--distillation needs a teacher", "name one with --teacher")
+        if count < found.batch_size:
+            if _changes(config).get("batch_size"):
+                raise InputError(
+                    f"--batch-size {found.batch_size} is more than the {count} training images of "
+                    f"{self.data.name}", f"give {count} or less"
+                )  # fmt: skip
+            self.voice(f"each step takes all {count} training images: the recipe's batch is {found.batch_size}")
+        return found
+
+    def look_for_lr(self) -> dict[str, Any]:
+        """The learning-rate finder in the place of a training."""
+        config = self.config
+        curve = find_lr(
+            self.network, self.data.train, preset=self.preset, recipe=self.recipe, seed=config.seed,
+            accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
+        )  # fmt: skip
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "lr_finder.json", curve.to_dict())
+        write_atomic(config.out / "lr_finder.svg", report.lr_curve(curve.to_dict()))
+        print(f"--lr {curve.suggestion:.2g} (the recipe has {self.recipe.lr:.2g}; {config.out / 'lr_finder.svg'})")
+        return curve.to_dict()
+
+    def run(self) -> dict[str, Any]:
+        """The training, and what is written about it."""
+        config = self.config
+        resume = config.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        run = RunFolder(
+            config.out, "train", config, resume=resume, writes=self.fabric.is_global_zero
+        )
+        if run.finished:
+            raise InputError(f"{run.path} holds a finished run", "choose another --out")
+        self.fabric.barrier()
+        with run.timed("training"):
+            fitted = self._fit(run, resume)
+        self.fabric.barrier()
+        if config.final == "best":
+            self.network.load_state_dict(load_network(run.path / BEST).state_dict())
+        found = evaluate(
+            self.network.to(self.fabric.device), self.data.test, self.preset, fabric=self.fabric
+        )
+        self.network.cpu()
+        if not self.fabric.is_global_zero:
+            return {}
+        save_weights(
+            self.network, run.path / "model.safetensors", preset=self.preset.to_dict(),
+            classes=self.data.classes,
+        )  # fmt: skip
+        record = run.finish(self._record(fitted, found))
+        report.write_report(run.path)
+        print(f"{self.network.spec.name}: {found.top1:.2%} on {found.count} test images")
+        print(run.path / "model.safetensors")
+        return record
+
+    def _fit(self, run: RunFolder, resume: bool) -> FitResult:
+        config = self.config
+        return fit(
+            self.network, self.data.train, preset=self.preset, recipe=self.recipe,
+            validation=self.data.holdout if len(self.data.holdout) else None, seed=config.seed,
+            steps=config.steps, out=run.path, resume=resume, keep=config.keep,
+            checkpoint_every=config.checkpoint_every, fabric=self.fabric, workers=config.workers,
+            progress=self.voice.label(f"training {self.network.spec.name}"),
+            teacher=self._teacher(), board=_board(config, self.fabric),
+        )  # fmt: skip
+
+    def _teacher(self) -> Any:
+        config = self.config
+        if config.teacher is None:
+            return None
+        return pretrained.teacher(config.teacher, self.preset, self.data.classes)
+
+    def _record(self, fitted: FitResult, found: Evaluation) -> dict[str, Any]:
+        config, spec = self.config, self.network.spec
+        cost = spec.cost()
+        row = {"label": spec.name, "kind": "seed", "seed": config.seed, "accuracy_float": found.top1,
+               "params": cost.params, "madds": cost.madds}  # fmt: skip
+        return {
+            "seed": config.seed, "data": lab.describe(self.data), "recipe": self.recipe.to_dict(),
+            "named_recipe": recipe(self.recipe.name).to_dict(),
+            "training": {
+                "steps": fitted.steps, "images_per_second": fitted.images_per_second, "best": fitted.best,
+                "weights": self.start.note, "teacher": config.teacher, "result": config.final,
+                "device": str(self.fabric.device), "processes": self.fabric.world_size,
+            },
+            "final_spec": spec.to_dict(), "results": [row],
+            "final": {**row, "top5": found.top5, "loss": found.loss,
+                      "confusion": found.confusion.tolist(),
+                      "misclassified": lab.misclassified(found, self.data)},
+        }  # fmt: skip
+
+
+def _board(config: TrainConfig, fabric: Fabric) -> Callable[[int], Board] | None:
+    if not config.tensorboard or not fabric.is_global_zero:
+        return None
+    return lambda step: tensorboard.Board(config.out / "tensorboard", step)
+
+
+def _spec(config: TrainConfig, data: ClassificationData) -> NetSpec:
     spec = spec_of(config.model)
     if config.width != 1.0:
         spec = spec.width(config.width)
-    spec = spec.resolution(config.resolution).classes(len(data.classes))
-    network = network_for(spec, config.weights, seed=config.seed)
-    preset = data.preset(config.resolution)
-    run = RunFolder(config.out, "train", config, resume=config.resume)
-    if run.finished:
-        raise InputError(f"{run.path} holds a finished run", "choose another --out")
-    voice = Voice(quiet=config.quiet)
-    with run.timed("training"):
-        fit(
-            network, data.train, preset=preset, recipe=chosen, validation=data.holdout,
-            seed=config.seed, steps=config.steps, out=run.path, resume=config.resume,
-            checkpoint_every=config.checkpoint_every, accelerator=config.accelerator,
-            progress=voice.label(f"training {spec.name}"),
-        )  # fmt: skip
-    save_weights(network, run.path / "model.safetensors")
-    found = evaluate(network, data.test, preset)
-    cost = spec.cost()
-    row = {"label": spec.name, "kind": "seed", "seed": config.seed, "accuracy_float": found.top1,
-           "params": cost.params, "madds": cost.madds}  # fmt: skip
-    record = run.finish({
-        "seed": config.seed, "data": lab.describe(data), "recipe": chosen.to_dict(),
-        "final_spec": network.spec.to_dict(), "results": [row],
-        "final": {**row, "top5": found.top5, "loss": found.loss,
-                  "confusion": found.confusion.tolist(),
-                  "misclassified": lab.misclassified(found, data)},
-    })  # fmt: skip
-    report.write_report(run.path)
-    print(f"{spec.name}: {found.top1:.2%} on {found.count} test images")
-    print(run.path / "model.safetensors")
-    return record
+    return spec.resolution(config.resolution).classes(len(data.classes))
 
 
 def _check(config: TrainConfig) -> None:
     """What can be told before the images are read."""
+    changes = _changes(config)
     lab.check_positive(
-        width=config.width, resolution=config.resolution, steps=config.steps, epochs=config.epochs
-    )
-    if config.steps is not None and config.epochs is not None:
+        width=config.width, resolution=config.resolution, steps=config.steps,
+        epochs=changes.get("epochs"), devices=config.devices, nodes=config.nodes, keep=config.keep,
+    )  # fmt: skip
+    if config.steps is not None and "epochs" in changes:
         raise InputError("--steps and --epochs both say how long to train", "give one of them")
+    if config.final == "best" and not config.holdout:
+        raise InputError("--final best chooses by held-out images, and --holdout is 0", "hold some out")
     _overridden(recipe(config.recipe or "fast"), config)
 
 
-def _recipe(config: TrainConfig, data: ClassificationData) -> Recipe:
-    return _overridden(lab.recipe_for(config.recipe, config.weights, data), config)
+def _changes(config: TrainConfig) -> dict[str, Any]:
+    """The fields of the recipe that are given."""
+    found = {field.name: getattr(config, field.name, None) for field in fields(Recipe)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _overridden(base: Recipe, config: TrainConfig) -> Recipe:
-    given = {name: value for name in ("epochs", "lr", "batch_size", "augment")
-             if (value := getattr(config, name)) is not None}  # fmt: skip
-    return replace(base, precision=config.precision, **given)
+    return replace(base, **_changes(config))

@@ -21,6 +21,8 @@ class Row(nn.Sequential):
     def __init__(self, block: Block, inputs: int, spec: NetSpec) -> None:
         super().__init__()
         self.residual = block.has_residual(inputs)
+        self.drop_path = 0.0
+        """Stochastic depth: the probability, in training, that an image takes the shortcut alone."""
         make = partial(ConvNormAct, padding=spec.padding, norm=spec.norm)
         spatial = partial(make, kernel=block.kernel, stride=block.stride)
         wide = block.width(inputs)
@@ -50,7 +52,13 @@ class Row(nn.Sequential):
         out = x
         for _, layer in self.layers():
             out = layer(out)
-        return kept + out if self.residual else out
+        if not self.residual:
+            return out
+        if self.training and self.drop_path:
+            from torchvision.ops import stochastic_depth
+
+            out = stochastic_depth(out, self.drop_path, "row")
+        return kept + out
 
 
 def full_conv(conv: Conv, inputs: int, spec: NetSpec) -> ConvNormAct:

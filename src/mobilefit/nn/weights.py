@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mobilefit.arch.spec import NetSpec, Padding
+from mobilefit.arch import FAMILY, difference
+from mobilefit.arch.spec import BatchNorm, Block, NetSpec, Padding
 from mobilefit.errors import InputError
 from mobilefit.nn.blocks import Row
 from mobilefit.nn.classifier import Network, build
@@ -29,14 +31,41 @@ from mobilefit.runs import atomic_file
 
 Rename = Callable[[str], str | None]
 LOGITS = ("head.logits.weight", "head.logits.bias")
+NAMED = 4
+"""Differences that a message names; of the others it tells how many there are."""
 
 
-def save_weights(network: Network, path: str | Path) -> None:
-    """Write a network's weights, statistics and spec as one safetensors file, atomically."""
+# ---- our own files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a file of weights holds. Only our own say more than the tensors."""
+
+    state: dict[str, Tensor]
+    spec: NetSpec | None = None
+    preset: dict[str, Any] | None = None
+    """How the images of its training were prepared: ``data.Preset.to_dict()``."""
+    classes: tuple[str, ...] | None = None
+    """What the outputs stand for."""
+
+
+def save_weights(
+    network: Network, path: str | Path, *, preset: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Write a network's weights, statistics and spec as one safetensors file, atomically.
+
+    Args:
+        preset: how images become the network's input, JSON-able; the file is then ready to be
+            evaluated, exported and trained on with the same preparation.
+        classes: what the outputs stand for.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    metadata = {"format": "mobilefit", "spec": json.dumps(network.spec.to_dict())}
+    said = {"spec": network.spec.to_dict(), "preset": preset, "classes": classes}
+    metadata = {key: json.dumps(value) for key, value in said.items() if value is not None}
     with atomic_file(Path(path)) as file:
-        file.write(safetensors.torch.save(state, metadata))
+        file.write(safetensors.torch.save(state, {"format": "mobilefit", **metadata}))
 
 
 def load_network(path: str | Path) -> Network:
@@ -45,14 +74,82 @@ def load_network(path: str | Path) -> Network:
     Raises:
         InputError: the file is missing, damaged, or not our own format.
     """
-    state, spec = _read(Path(path))
-    if spec is None:
+    return restored(read_weights(Path(path)), str(path))
+
+
+def restored(saved: Saved, name: str) -> Network:
+    """The network of a file that was read; ``name`` is the file's, for messages.
+
+    Raises:
+        InputError: it does not say which network it is, or its tensors are another's.
+    """
+    if saved.spec is None:
         raise InputError(
-            f"{path} does not say which network it is", "name the network with --model as well"
+            f"{name} does not say which network it is", "name the network with --model as well"
         )
-    network = build(spec)
-    _load(network, state, str(path), new_logits=False)
+    network = build(saved.spec)
+    load_trained(network, Trained(
+        state=saved.state, layout="mobilefit", name=name, spec=saved.spec, saved=saved
+    ))  # fmt: skip
     return network
+
+
+def read_weights(path: Path) -> Saved:
+    """A weight file's tensors and, if it is ours, what else it says.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"no such weights file: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return _described(state, metadata)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError as error:  # what it says of itself is not right
+        raise InputError(f"{path}: {error.message}", error.hint) from error
+    except Exception as error:  # torch and safetensors raise half a dozen kinds for a damaged file
+        if "Unsupported global" in str(error):  # torch's own message spans a screen
+            raise InputError(
+                f"{path} is not a readable weights file: it holds Python objects, not tensors alone",
+                "save the model's state_dict() instead",
+            ) from error
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "damaged"
+        raise InputError(
+            f"{path} is not a readable weights file: {reason}", "it is damaged or cut short"
+        ) from error
+    return Saved(state=_state_dict(value, path))
+
+
+def _described(state: dict[str, Tensor], metadata: Mapping[str, str]) -> Saved:
+    spec, said = metadata.get("spec"), {}
+    for key, kind in (("preset", dict), ("classes", list)):
+        try:
+            said[key] = json.loads(metadata.get(key, "null"))
+        except ValueError as error:
+            raise InputError(f"its '{key}' is not valid JSON ({error})") from error
+        if said[key] is not None and not isinstance(said[key], kind):
+            raise InputError(f"its '{key}' is not a {kind.__name__}")
+    classes = said["classes"]
+    return Saved(
+        state=state, spec=None if spec is None else NetSpec.from_json(spec), preset=said["preset"],
+        classes=None if classes is None else tuple(map(str, classes)),
+    )  # fmt: skip
+
+
+def _state_dict(value: object, path: Path) -> dict[str, Tensor]:
+    for key in ("model_ema", "state_dict", "model"):
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+    if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise InputError(f"{path} holds no state dict of tensors")
+    return {str(key).removeprefix("module."): tensor for key, tensor in value.items()}
+
+
+# ---- weights for a network, whatever their layout
 
 
 def load_weights(
@@ -71,60 +168,175 @@ def load_weights(
 
     Raises:
         InputError: unreadable file, unknown layout, or weights of another network (names the
-            tensors and both shapes).
+            tensors and both shapes, and the network of the family that they are of).
+    """
+    found = trained(network, source)
+    load_trained(network, found, new_logits=new_logits)
+    return found.layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Weights under this package's names, and what they tell of the network they were trained in."""
+
+    state: dict[str, Tensor]
+    """Tensors by the names of :meth:`Network.state_dict`."""
+    layout: str
+    """``mobilefit``, ``torchvision`` or ``timm``: where the weights are from."""
+    name: str
+    """What messages call them: the file's path."""
+    spec: NetSpec
+    """The rows that were asked for, with the tensors' widths and number of classes, and with the
+    padding and epsilon that the weights were trained with."""
+    saved: Saved
+    """As they were found."""
+
+
+def trained(
+    network: Network, source: str | Path | Mapping[str, Tensor], name: str = "the state dict"
+) -> Trained:
+    """Read weights for a network of these rows, of whatever widths and number of classes.
+
+    Args:
+        network: tells the rows that the tensors are matched to; stays as it is.
+        source: as for :func:`load_weights`.
+        name: what messages call a state dict; a file is called by its path.
+
+    Raises:
+        InputError: unreadable file, unknown layout, or a file that says that its rows are others.
     """
     if isinstance(source, Mapping):
-        state, spec, name = dict(source), None, "the state dict"
+        saved = Saved(state=dict(source))
     else:
-        state, spec = _read(Path(source))
-        name = str(source)
-    layout, rename, padding, eps = _layout(network, state, name)
+        saved, name = read_weights(Path(source)), str(source)
+    layout, rename, padding, eps = _layout(network, saved.state, name)
     renamed = {}
-    for key, value in state.items():
+    for key, value in saved.state.items():
         own = rename(key)
         if own is not None:
             renamed[own] = value
-    if spec is not None:
-        padding, eps = spec.padding, spec.norm.eps
-    _load(network, renamed, name, new_logits)
-    _adopt(network, padding, eps)
-    return layout
+    if saved.spec is not None:
+        padding, eps = saved.spec.padding, saved.spec.norm.eps
+    spec = trained_with(_fitted(network.spec, renamed), padding, eps)
+    if saved.spec is not None and not mismatches(_shapes(spec), renamed):
+        _require_rows(network.spec, saved.spec, name)
+    return Trained(state=renamed, layout=layout, name=name, spec=spec, saved=saved)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], NetSpec | None]:
-    """A weight file's tensors and, if it is ours, its spec."""
-    if not path.is_file():
-        raise InputError(f"no such weights file: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            spec = metadata.get("spec")
-            return state, None if spec is None else NetSpec.from_json(spec)
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError as error:  # its spec is none
-        raise InputError(f"{path}: {error.message}", error.hint) from error
-    except Exception as error:  # torch and safetensors raise half a dozen kinds for a damaged file
-        if "Unsupported global" in str(error):  # torch's own message spans a screen
-            raise InputError(
-                f"{path} is not a readable weights file: it holds Python objects, not tensors alone",
-                "save the model's state_dict() instead",
-            ) from error
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "damaged"
+def trained_with(spec: NetSpec, padding: Padding, eps: float) -> NetSpec:
+    """The spec with the constants that weights were trained with."""
+    return replace(spec, padding=padding, norm=replace(spec.norm, eps=eps))
+
+
+def load_trained(network: Network, found: Trained, *, new_logits: bool = False) -> None:
+    """Put weights, and the constants that they were trained with, into a network of their widths.
+
+    Raises:
+        InputError: they are of another network (names the tensors and both shapes).
+    """
+    own = network.state_dict()
+    state = {key: _fit(value, own.get(key)) for key, value in found.state.items()}
+    if new_logits and any(_differs(state.get(key), own[key]) for key in LOGITS):
+        state |= {key: own[key] for key in LOGITS}
+    problems = mismatches(own, state)
+    if problems:
         raise InputError(
-            f"{path} is not a readable weights file: {reason}", "it is damaged or cut short"
-        ) from error
-    return _state_dict(value, path), None
+            f"{found.name} fits another network than '{network.spec.name}': " + listed(problems),
+            _hint(problems, found),
+        )
+    network.load_state_dict({key: state.get(key, own[key]) for key in own})
+    _adopt(network, found.spec)
 
 
-def _state_dict(value: object, path: Path) -> dict[str, Tensor]:
-    for key in ("model_ema", "state_dict", "model"):
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]
-    if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
-    return {str(key).removeprefix("module."): tensor for key, tensor in value.items()}
+def recognised(state: Mapping[str, Tensor], name: str) -> NetSpec | None:
+    """The network of the family that weights in any layout are of, with their widths and constants.
+
+    ``None``: none has these tensors.
+    """
+    for spec in FAMILY.values():
+        with torch.device("meta"):  # shapes alone
+            try:
+                found = trained(Network(spec), state, name)
+            except InputError:  # no layout of ours
+                return None
+            if not mismatches(Network(found.spec).state_dict(), found.state):
+                return replace(found.spec, name=_width_name(found.spec, spec))
+    return None
+
+
+def _width_name(found: NetSpec, base: NetSpec) -> str:
+    """The name of a network of ``base``'s rows, with its width multiplier if it has a common one."""
+    for percent in (100, 35, 50, 75, 125, 130, 140):
+        scaled = base if percent == 100 else base.width(percent / 100)
+        if layer_widths(scaled) == layer_widths(found):
+            return scaled.name
+    return f"{base.name} of other widths"
+
+
+def layer_widths(spec: NetSpec) -> dict[str, int]:
+    """Every width that a network of these rows may have, by its place: ``blocks.3.expand``."""
+    widths: dict[str, int | None] = {"stem.out": spec.stem.out}
+    for index, block in enumerate(spec.blocks):
+        widths |= {f"blocks.{index}.expand": block.expand, f"blocks.{index}.out": block.out}
+    widths |= {"last.out": None if spec.last is None else spec.last.out,
+               "head.hidden": spec.head.hidden}  # fmt: skip
+    return {place: width for place, width in widths.items() if width is not None}
+
+
+def rows(spec: NetSpec) -> NetSpec:
+    """What two networks share that differ in widths alone: kernels, strides, activations and so on."""
+
+    def bare(width: int | None) -> int | None:
+        return None if width is None else 1
+
+    return replace(
+        spec, name="rows", input_size=1, padding="same", norm=BatchNorm(),
+        stem=replace(spec.stem, out=1, scaling="always"),
+        blocks=tuple(replace(b, out=1, expand=bare(b.expand)) for b in spec.blocks),
+        last=None if spec.last is None else replace(spec.last, out=1, scaling="always"),
+        head=replace(spec.head, hidden=bare(spec.head.hidden), num_classes=1, dropout=0.0,
+                     scaling="always"),
+    )  # fmt: skip
+
+
+def _require_rows(spec: NetSpec, other: NetSpec, name: str) -> None:
+    """See that a file's own spec differs in widths alone: strides and activations are in no tensor."""
+    changed = difference(rows(other), rows(spec))
+    if changed:
+        raise InputError(
+            f"{name} fits another network than '{spec.name}': " + listed(changed),
+            f"build the network that the weights were saved from, {other.name}",
+        )
+
+
+def _shapes(spec: NetSpec) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return Network(spec).state_dict()
+
+
+def _fitted(spec: NetSpec, state: Mapping[str, Tensor]) -> NetSpec:
+    """The spec with the widths that the tensors have; its own where there is no such tensor."""
+
+    def width(layer: str, own: Any) -> Any:
+        tensor = state.get(f"{layer}.weight")
+        return own if own is None or tensor is None or tensor.ndim == 0 else int(tensor.shape[0])
+
+    def row(index: int, block: Block) -> Block:
+        name = f"backbone.blocks.{index}"
+        out = width(f"{name}.{'conv' if block.op == 'conv' else 'project'}.conv", block.out)
+        return replace(block, expand=width(f"{name}.expand.conv", block.expand), out=out)
+
+    head, last = spec.head, spec.last
+    return replace(
+        spec,
+        stem=replace(spec.stem, out=width("backbone.stem.conv", spec.stem.out)),
+        blocks=tuple(row(index, block) for index, block in enumerate(spec.blocks)),
+        last=None if last is None else replace(last, out=width("backbone.last.conv", last.out)),
+        head=replace(
+            head, hidden=width("head.hidden", head.hidden),
+            num_classes=width("head.logits", head.num_classes),
+        ),
+    )  # fmt: skip
 
 
 def _layout(
@@ -262,32 +474,30 @@ def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
     return rename
 
 
-def _load(network: Network, state: dict[str, Tensor], name: str, new_logits: bool) -> None:
-    own = network.state_dict()
-    state = {key: _fit(value, own.get(key)) for key, value in state.items()}
-    if new_logits and any(_differs(state.get(key), own[key]) for key in LOGITS):
-        state |= {key: own[key] for key in LOGITS}
+def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Where tensors differ from a network's in name or shape: in the network's order, norms last."""
     counters = {key for key in own if key.endswith("num_batches_tracked")}
+    state = {key: _fit(value, own.get(key)) for key, value in state.items()}
     problems = [
         f"{key} is {_shape(state.get(key))}, the network's is {_shape(value)}"
         for key, value in own.items()
         if key not in counters and _differs(state.get(key), value)
     ]
-    problems += [f"{key} has no place in the network" for key in state.keys() - own.keys()]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        hint = _hint(problems)
-        raise InputError(
-            f"{name} fits another network than '{network.spec.name}': "
-            + "; ".join(sorted(problems)[:4]) + more, hint
-        )  # fmt: skip
-    network.load_state_dict({key: state.get(key, own[key]) for key in own})
+    problems += [f"{key} has no place in the network" for key in state if key not in own]
+    return sorted(problems, key=lambda problem: ".norm." in problem)  # they only follow the others
 
 
-def _hint(problems: list[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
+    more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    return "; ".join(problems[:NAMED]) + more
+
+
+def _hint(problems: list[str], found: Trained) -> str:
     if all(problem.startswith("head.logits") for problem in problems):
         return "only the number of classes differs: load with new_logits=True to train a new layer"
-    return "build the network that the weights were saved from"
+    other = found.saved.spec or recognised(found.saved.state, found.name)
+    known = f", {other.name}" if other else ": none of the family has these tensors"
+    return f"build the network that the weights were saved from{known}"
 
 
 def _fit(value: Tensor, own: Tensor | None) -> Tensor:
@@ -305,12 +515,11 @@ def _shape(value: Tensor | None) -> str:
     return "missing" if value is None else "x".join(map(str, value.shape)) or "a number"
 
 
-def _adopt(network: Network, padding: Padding, eps: float) -> None:
+def _adopt(network: Network, trained: NetSpec) -> None:
     """Switch a network to the constants that its weights were trained with."""
     for module in network.modules():
         if isinstance(module, Conv2d):
-            module.same = padding == "same"
+            module.same = trained.padding == "same"
         elif isinstance(module, nn.BatchNorm2d):
-            module.eps = eps
-    spec = network.spec
-    network.spec = replace(spec, padding=padding, norm=replace(spec.norm, eps=eps))
+            module.eps = trained.norm.eps
+    network.spec = trained_with(network.spec, trained.padding, trained.norm.eps)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from mobilefit.arch import NetSpec
-from mobilefit.data import AUGMENTS, ImageSet, Preset, batches
+from mobilefit.data import ImageSet, Preset, batches
 from mobilefit.nn import Network, build
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
 from mobilefit.train import Recipe, evaluate, fit, recalibrate_bn
@@ -55,7 +55,7 @@ def recalibrated(
     These follow a short training only from afar: after 25 steps most networks were at chance by them.
     """
     found = batches(
-        train_set, preset, recipe.batch_size, train=True, augment=AUGMENTS[recipe.augment]
+        train_set, preset, recipe.batch_size, train=True, augment=recipe.augmentation
     )
     recalibrate_bn(network, (images for images, _ in itertools.islice(found, STATISTICS_BATCHES)))
     return network

@@ -1,12 +1,14 @@
-"""One loop for every network: recipes as data, TF-style RMSProp, averages, checkpoints."""
+"""One loop for every network: recipes as data, averages, checkpoints, one process or many."""
 
 from mobilefit.train.batchnorm import recalibrate_bn
+from mobilefit.train.checkpoint import CHECKPOINT
 from mobilefit.train.evaluate import Evaluation, evaluate, evaluation_of, logits_of
-from mobilefit.train.loop import CHECKPOINT, FitResult, Stepper, TrainingDiverged, fit
-from mobilefit.train.optim import RMSpropTF
+from mobilefit.train.loop import BEST, FitResult, Stepper, fit
+from mobilefit.train.ranks import open_fabric
 from mobilefit.train.recipe import RECIPES, Recipe, recipe
+from mobilefit.train.trainer import TrainingDiverged
 
 __all__ = [
-    "CHECKPOINT", "RECIPES", "Evaluation", "FitResult", "RMSpropTF", "Recipe", "Stepper", "TrainingDiverged", "evaluate",
-    "evaluation_of", "fit", "logits_of", "recalibrate_bn", "recipe",
+    "BEST", "CHECKPOINT", "RECIPES", "Evaluation", "FitResult", "Recipe", "Stepper", "TrainingDiverged",
+    "evaluate", "evaluation_of", "fit", "logits_of", "open_fabric", "recalibrate_bn", "recipe",
 ]  # fmt: skip

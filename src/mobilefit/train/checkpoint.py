@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +14,65 @@ import torch
 from mobilefit.errors import InputError
 from mobilefit.runs import write_atomic
 
+CHECKPOINT = "checkpoint.pt"
+EARLIER = "checkpoint-{}.pt"
+"""The one before the last is 1, the one before that 2."""
+
 Identity = dict[str, Any]
 """What two runs must share to take the same steps."""
 
 
-def save_checkpoint(path: Path, identity: Identity, state: dict[str, Any]) -> None:
-    """Write a checkpoint; on failure (a full disk) the one that was there stays.
+class _DamagedError(InputError):
+    """A checkpoint that cannot be read."""
+
+
+def save_tensors(path: Path, value: Any) -> None:
+    """Write tensors and plain values; on failure (a full disk) what was there stays.
 
     Raises:
         InputError: it could not be written.
     """
     buffer = io.BytesIO()  # torch.save to a file hides a full disk behind a RuntimeError
-    torch.save({"identity": identity, "state": state}, buffer)
+    torch.save(value, buffer)
     write_atomic(path, buffer.getvalue())
+
+
+def save_checkpoint(path: Path, identity: Identity, state: dict[str, Any]) -> None:
+    """Write a checkpoint; see :func:`save_tensors`."""
+    save_tensors(path, {"identity": identity, "state": state})
+
+
+def keep_earlier(folder: Path, keep: int) -> None:
+    """Make place for a new checkpoint: the last ``keep - 1`` stay, under the names of ``EARLIER``."""
+    names = [folder / CHECKPOINT, *(folder / EARLIER.format(age) for age in range(1, keep))]
+    for younger, older in reversed(list(itertools.pairwise(names))):
+        if younger.exists():
+            # The newest also keeps its name until the next one takes it.
+            _link(younger, older) if younger == names[0] else os.replace(younger, older)
+
+
+def _link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.link")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    os.replace(temporary, target)
+
+
+def load_latest(folder: Path, identity: Identity) -> dict[str, Any] | None:
+    """The newest checkpoint in a folder that can be read; ``None``: there is none at all.
+
+    Raises:
+        InputError: all are damaged, or the newest belongs to another training.
+    """
+    found = [path for path in (folder / CHECKPOINT, *sorted(folder.glob(EARLIER.format("*")))) if path.exists()]
+    for path in found:
+        try:
+            return load_checkpoint(path, identity)
+        except _DamagedError as error:
+            if path == found[-1]:
+                raise
+            print(f"mobilefit: {error.message}; going on from the one before it", file=sys.stderr)
+    return None
 
 
 def load_checkpoint(path: Path, identity: Identity) -> dict[str, Any]:
@@ -36,7 +85,7 @@ def load_checkpoint(path: Path, identity: Identity) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         theirs, state = dict(saved["identity"]), dict(saved["state"])
     except Exception as error:  # a damaged file raises half a dozen kinds
-        raise InputError(
+        raise _DamagedError(
             f"{path} is not a readable checkpoint: damaged or cut short",
             "delete it to train from the start",
         ) from error

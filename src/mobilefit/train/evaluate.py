@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from mobilefit.data import ImageSet, Preset, batches
+from mobilefit.train.ranks import gathered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +58,46 @@ def evaluation_of(
     )
 
 
-@torch.no_grad()
-def logits_of(
-    network: nn.Module, image_set: ImageSet, preset: Preset, *, batch_size: int = 256
-) -> npt.NDArray[np.float32]:
-    """Logits ``[n, K]`` for every image, in the set's order; the network's mode is restored."""
-    training = network.training
-    device = next(network.parameters()).device
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; then each module's own again, of which some may be frozen."""
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        parts = [
-            network(images.to(device, memory_format=torch.channels_last)).float().cpu()
-            for images, _ in batches(image_set, preset, batch_size, train=False)
-        ]
+        yield
     finally:
-        network.train(training)
-    result: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def logits_of(
+    network: nn.Module, image_set: ImageSet, preset: Preset, *, batch_size: int = 256,
+    fabric: Fabric | None = None,
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """Logits ``[n, K]`` for every image, in the set's order; the network's mode is restored.
+
+    Args:
+        fabric: its processes divide the batches, and every one gets all logits.
+    """
+    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    device = next(network.parameters()).device
+    with _evaluating(network):
+        parts = [
+            network(images.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
+            for images, _ in batches(image_set, preset, batch_size, train=False, rank=rank, ranks=ranks)
+        ]
+    of_all = gathered(fabric, parts)
+    # Process 0 had batches 0, ranks, 2 ranks ...: each has as many as the one before it, or one less.
+    in_order = [part[turn] for turn in range(len(of_all[0])) for part in of_all if turn < len(part)]
+    result: npt.NDArray[np.float32] = np.concatenate(in_order)
     return result
 
 
 def evaluate(
-    network: nn.Module, image_set: ImageSet, preset: Preset, *, batch_size: int = 256
-) -> Evaluation:
-    """Evaluate a network on a set of images."""
-    logits = logits_of(network, image_set, preset, batch_size=batch_size)
+    network: nn.Module, image_set: ImageSet, preset: Preset, *, batch_size: int = 256,
+    fabric: Fabric | None = None,
+) -> Evaluation:  # fmt: skip
+    """Evaluate a network on a set of images; see :func:`logits_of`."""
+    logits = logits_of(network, image_set, preset, batch_size=batch_size, fabric=fabric)
     return evaluation_of(logits, image_set.labels)

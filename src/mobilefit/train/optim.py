@@ -1,72 +1,122 @@
-"""TensorFlow's RMSProp, learning-rate schedules, and which parameters decay."""
+"""Optimizers by name, what they are given, and learning-rate schedules."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mobilefit.nn.backbone import Backbone
+from mobilefit.nn.blocks import Row
+from mobilefit.train.batchnorm import batch_norms
 from mobilefit.train.recipe import Recipe
 
+Groups = list[dict[str, Any]]
 
-class RMSpropTF(torch.optim.Optimizer):
-    """RMSProp as TensorFlow 1 computes it, which the published recipes assume.
-
-    Unlike torch's: epsilon is inside the root, the mean square starts at one, and the learning rate
-    multiplies the gradient before momentum, so that a change of rate does not rescale the past.
-    """
-
-    def __init__(
-        self, params: Any, lr: float, *, rho: float = 0.9, momentum: float = 0.9,
-        eps: float = 0.002, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
-        defaults = {"lr": lr, "rho": rho, "momentum": momentum, "eps": eps,
-                    "weight_decay": weight_decay}  # fmt: skip
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        if closure is not None:
-            raise TypeError("RMSpropTF takes no closure")
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
-
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {"square": torch.ones_like(p), "momentum": torch.zeros_like(p)}
-        squares = [self.state[p]["square"] for p in params]
-        moments = [self.state[p]["momentum"] for p in params]
-        gradients = [p.grad for p in params if p.grad is not None]
-        if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
-        torch._foreach_mul_(squares, group["rho"])
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["rho"])
-        roots = torch._foreach_sqrt(torch._foreach_add(squares, group["eps"]))
-        torch._foreach_mul_(moments, group["momentum"])
-        torch._foreach_addcdiv_(moments, gradients, roots, group["lr"])
-        torch._foreach_sub_(params, moments)
+EPS = {"rmsprop_tf": 0.002, "rmsprop": 0.0316, "sgd": 0.0, "adamw": 1e-8, "lamb": 1e-6}
+"""Each optimizer's usual epsilon: TF-slim's README for V3, torchvision's script, torch's, LAMB's paper.
+SGD has none."""
+NOISY = (0.42, 0.9)
+"""From where to where a noisy schedule is noisy, parts of the epochs (timm's RA recipe)."""
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over a network; norms and biases (one-dimensional) do not decay."""
-    params = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    lr = peak_lr(recipe)
-    if recipe.optimizer == "rmsprop_tf":
-        return RMSpropTF(groups, lr, rho=recipe.rho, momentum=recipe.momentum, eps=recipe.eps)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    return torch.optim.AdamW(groups, lr, foreach=True)
+    """The recipe's optimizer over what is trained of a network.
+
+    Its groups hold, beside torch's own fields, ``lr_scale``: the factor on the schedule's rate.
+    """
+    groups = list(_groups(network, recipe))
+    eps = EPS[recipe.optimizer] if recipe.eps is None else recipe.eps
+    return _MAKERS[recipe.optimizer](groups, peak_lr(recipe), eps, recipe)
+
+
+def _rmsprop_tf(groups: Groups, lr: float, eps: float, recipe: Recipe) -> torch.optim.Optimizer:
+    """TensorFlow 1's: epsilon inside the root, mean squares begin at one, the rate goes into the momentum."""
+    from timm.optim.rmsprop_tf import RMSpropTF  # takes seconds: timm loads its networks
+
+    return RMSpropTF(groups, lr, alpha=recipe.rho, momentum=recipe.momentum, eps=eps)
+
+
+def _rmsprop(groups: Groups, lr: float, eps: float, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(
+        groups, lr, alpha=recipe.rho, momentum=recipe.momentum, eps=eps, foreach=True
+    )
+
+
+def _sgd(groups: Groups, lr: float, eps: float, recipe: Recipe) -> torch.optim.Optimizer:
+    nesterov = recipe.nesterov and recipe.momentum > 0
+    return torch.optim.SGD(groups, lr, momentum=recipe.momentum, nesterov=nesterov, foreach=True)
+
+
+def _adamw(groups: Groups, lr: float, eps: float, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr, eps=eps, foreach=True)
+
+
+def _lamb(groups: Groups, lr: float, eps: float, recipe: Recipe) -> torch.optim.Optimizer:
+    """NVIDIA's form of LAMB, as timm has it.
+
+    Beyond Algorithm 2 of the paper (arXiv:1904.00962): the gradient of all parameters together is cut
+    to a norm of 1, and what does not decay is not scaled by the trust ratio.
+    """
+    from timm.optim.lamb import Lamb
+
+    return Lamb(groups, lr, eps=eps, max_grad_norm=recipe.clip_norm or 1.0)
+
+
+_MAKERS: dict[str, Callable[[Groups, float, float, Recipe], torch.optim.Optimizer]] = {
+    "rmsprop_tf": _rmsprop_tf, "rmsprop": _rmsprop, "sgd": _sgd, "adamw": _adamw, "lamb": _lamb,
+}  # fmt: skip
+
+
+def _groups(network: nn.Module, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Parameters by what decays and by how fast they learn."""
+    spared = {id(parameter) for parameter in _spared(network, recipe)}
+    scale_of = _scales(network, recipe.layer_decay)
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if id(parameter) in spared else recipe.weight_decay
+            found.setdefault((scale_of(parameter), decay), []).append(parameter)
+    for (scale, decay), parameters in sorted(found.items(), key=lambda item: item[0]):
+        yield {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+
+
+def _spared(network: nn.Module, recipe: Recipe) -> Iterator[torch.Tensor]:
+    """What does not decay."""
+    if recipe.decays == "all":
+        return
+    if recipe.decays == "not_norms":
+        for norm in batch_norms(network):
+            yield from norm.parameters()
+        return
+    yield from (parameter for parameter in network.parameters() if parameter.ndim <= 1)
+    if recipe.decays == "not_depthwise":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                yield module.weight
+
+
+def _scales(network: nn.Module, layer_decay: float) -> Callable[[nn.Parameter], float]:
+    """From a parameter to the factor on its learning rate: 1 at the head, less near the image."""
+    places = parts(network)
+    below_head = {id(p): len(places) - place for place, part in enumerate(places) for p in part.parameters()}
+    return lambda parameter: layer_decay ** below_head.get(id(parameter), 0)
+
+
+def parts(network: nn.Module) -> list[nn.Module]:
+    """What comes before the head, from the image on: the stem, every row, the last convolution.
+
+    A network without our backbone (the graph of an int8 file) has none.
+    """
+    backbone = getattr(network, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return []
+    rows = [module for module in backbone.modules() if isinstance(module, Row)]
+    return [backbone.stem, *rows, backbone.last]
 
 
 def peak_lr(recipe: Recipe) -> float:
@@ -82,9 +132,50 @@ def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> fl
         steps: of the whole training; the cosine ends at zero there.
         epoch_steps: steps an epoch.
     """
+    at = step // epoch_steps * epoch_steps if recipe.by_epoch else step
+    if recipe.schedule == "onecycle":
+        return peak_lr(recipe) * _one_cycle(at, steps)
     warmup = min(recipe.warmup_epochs * epoch_steps, steps / 4)
-    rate = peak_lr(recipe) * min(1.0, (step + 1) / (warmup + 1))
-    if recipe.schedule == "cosine":
-        done = max(0.0, step - warmup) / max(1.0, steps - warmup)
-        return rate * 0.5 * (1 + math.cos(math.pi * done))
-    return float(rate * recipe.decay ** (step / epoch_steps // recipe.decay_epochs))
+    rise = recipe.warmup_from + (1 - recipe.warmup_from) * at / warmup if warmup else 1.0
+    if recipe.schedule == "exponential":
+        fall = math.pow(recipe.decay, at / epoch_steps // recipe.decay_epochs)
+        noise = _noise(recipe, step // epoch_steps, steps // epoch_steps)
+        # Counted from the first step, as slim and timm do, so that it may fall within warm-up.
+        return peak_lr(recipe) * (min(rise, fall) if at < warmup else fall * (1 + noise))
+    if at < warmup:
+        return peak_lr(recipe) * rise
+    if recipe.schedule == "constant":
+        return peak_lr(recipe)
+    return peak_lr(recipe) * _half_cosine((at - warmup) / max(1.0, steps - warmup))
+
+
+def _half_cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _one_cycle(step: int, steps: int, up: float = 0.3, start: float = 25.0, end: float = 1e4) -> float:
+    """Smith's 1cycle (arXiv:1708.07120) with torch's numbers: up from 1/25, down to 1/250,000.
+
+    Of the rate alone: the momentum stays.
+    """
+    top = up * steps - 1
+    if step <= top:
+        return 1 - (1 - 1 / start) * _half_cosine(step / max(top, 1e-9))
+    low = 1 / start / end
+    return low + (1 - low) * _half_cosine((step - top) / max(1.0, steps - 1 - top))
+
+
+def _noise(recipe: Recipe, epoch: int, epochs: int) -> float:
+    """timm's: one normal number an epoch, drawn until it is within bounds."""
+    if not recipe.lr_noise or not NOISY[0] * epochs <= epoch < NOISY[1] * epochs:
+        return 0.0
+    return _bounded_normal(recipe.lr_noise, 42 + epoch)
+
+
+@functools.lru_cache(1)  # of an epoch
+def _bounded_normal(bound: float, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        found = torch.randn(1, generator=generator).item()
+        if abs(found) < bound:
+            return found

@@ -1,0 +1,66 @@
+"""What is minimised: cross-entropy with smoothed, mixed or weighted labels, and a teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilefit.train.recipe import Recipe
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """The loss of a recipe."""
+
+    recipe: Recipe
+    teacher: Teacher | None
+    """Images [n, 3, h, w] to logits [n, K]; there is one if the recipe distils."""
+    class_weights: Tensor | None
+    """[K], 1 on average over the images; ``None``: all alike."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """The sum of the images' losses, in nats.
+
+        Args:
+            logits: [n, K].
+            labels: int64 [n], or shares [n, K] where images are mixed.
+            images: [n, 3, h, w], for the teacher.
+        """
+        share, recipe = self.recipe.distillation, self.recipe
+        loss = F.cross_entropy(
+            logits, labels, weight=self.class_weights, label_smoothing=recipe.label_smoothing,
+            reduction="sum",
+        )  # fmt: skip
+        if not share or self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = (self.teacher(images).float() / recipe.temperature).softmax(1)
+        taught = F.cross_entropy(logits.float() / recipe.temperature, wanted, reduction="sum")
+        # Its gradient falls with the temperature's square (Hinton et al., section 2).
+        return (1 - share) * loss + share * recipe.temperature**2 * taught
+
+
+def mixing(recipe: Recipe, outputs: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """From images and labels to mixed ones and shares [n, K]; ``None``: the recipe mixes nothing.
+
+    Draws from torch's global generator.
+    """
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    from torchvision.transforms import v2
+
+    ways = [v2.MixUp(alpha=recipe.mixup, num_classes=outputs)] if recipe.mixup else []
+    ways += [v2.CutMix(alpha=recipe.cutmix, num_classes=outputs)] if recipe.cutmix else []
+
+    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        way = ways[int(torch.randint(len(ways), ()))] if len(ways) > 1 else ways[0]
+        found: tuple[Tensor, Tensor] = way(images, labels)
+        return found
+
+    return mixed

@@ -1,0 +1,34 @@
+"""Run by torchrun: the same small training and evaluation, in as many processes as there are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mobilefit.train import evaluate, fit, logits_of, open_fabric
+from train.small import PRESET, RECIPE, network, shades
+
+torch.set_num_threads(1)
+out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+steps = options.pop("steps", 50)
+recipe = replace(RECIPE, dropout=0.0, ema_decay=None, **options)
+fabric = open_fabric("cpu")
+net = network()
+result = fit(
+    net, shades(), preset=PRESET, recipe=recipe, steps=steps, seed=5, validation=shades(21, seed=1),
+    fabric=fabric, out=out / "run", checkpoint_every=1, resume=(out / "run" / "checkpoint.pt").exists(),
+)
+logits = logits_of(network(), shades(53, seed=2), PRESET, batch_size=8, fabric=fabric)
+found = evaluate(network(), shades(53, seed=2), PRESET, batch_size=8, fabric=fabric)
+if fabric.is_global_zero:
+    np.save(out / "logits.npy", logits)
+    saved = {"losses": [row["loss"] for row in result.history], "count": found.count,
+             "val": [row["val_loss"] for row in result.history if "val_loss" in row],
+             "confusion": found.confusion.tolist(), "processes": fabric.world_size}
+    (out / "result.json").write_text(json.dumps(saved))
+    torch.save(net.state_dict(), out / "net.pt")
