@@ -391,7 +391,7 @@ def test_imagenets_normalisation_is_the_one_that_recognises_clothes(shared_data:
     net = build(spec("mobilenet_v2")).eval()
     load_weights(net, path)
     folder = shared_data / "clothing" / "validation"
-    photos = [(found, name) for name in CLOTHES for found in sorted((folder / name).iterdir())[:20]]
+    photos = [(found, name) for name in CLOTHES for found in sorted((folder / name).iterdir())[:12]]
     pixels = np.stack([Preset(resolution=224).pixels(photo) for photo, _ in photos])
     thousand = ClassificationData(
         name="imagenet", classes=tuple(map(str, range(1000))), train=_none(), holdout=_none(),
@@ -406,7 +406,7 @@ def test_imagenets_normalisation_is_the_one_that_recognises_clothes(shared_data:
             logits = found.network.eval()(torch.from_numpy(preset.normalise(planar(pixels))))
         known = [top in CLOTHES[name] for top, (_, name) in zip(logits.argmax(1).tolist(), photos)]
         right.append(sum(known) / len(known))
-    assert right[0] >= 0.7 and right[0] > right[1] + 0.05 and right[1] > right[2] + 0.05, right
+    assert right[0] > 0.6 and right[0] > right[1] + 0.15 and right[1] > right[2] + 0.15, right
 
 
 def _installed() -> bool:

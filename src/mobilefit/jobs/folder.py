@@ -41,7 +41,9 @@ class RunFolder:
         self, path: Path, verb: str, config: Any, *, resume: bool = True, writes: bool = True
     ) -> None:
         self.path, self.verb = path, verb
-        self.config, self.command = _plain(config), command(verb, config)
+        self.config = _plain(config)
+        aside = {name: False for name in ("resume", "quiet") if hasattr(config, name)}
+        self.command = command(verb, dataclasses.replace(config, **aside))
         self._writes = writes
         self.state: dict[str, Any] = {"started": now(), "seconds": {}}
         if writes:

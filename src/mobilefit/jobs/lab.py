@@ -284,15 +284,27 @@ def tell_skipped(data: ClassificationData, voice: Voice) -> None:
 def misclassified(found: Evaluation, data: ClassificationData) -> list[dict[str, Any]]:
     """The surest mistakes on the test images, with pictures for the report."""
     wrong = np.flatnonzero(found.predictions != data.test.labels)
-    surest = wrong[np.argsort(-found.confidence[wrong], kind="stable")][:SHOWN_MISTAKES]
-    pictures = data.test.images(surest, 96).permute(0, 2, 3, 1).numpy()
+    return _pictured(wrong[np.argsort(-found.confidence[wrong], kind="stable")][:SHOWN_MISTAKES], found, data)
+
+
+def hardest(found: Evaluation, data: ClassificationData) -> list[dict[str, Any]]:
+    """Of each class the test image with the highest loss, if it was taken for another; the worst first."""
+    wrong = np.flatnonzero(found.predictions != data.test.labels)
+    worst = wrong[np.argsort(-found.losses[wrong], kind="stable")]
+    first = np.sort(np.unique(data.test.labels[worst], return_index=True)[1])[:SHOWN_MISTAKES]
+    shown = _pictured(worst[first], found, data)
+    return [{**image, "loss": float(found.losses[image["index"]])} for image in shown]
+
+
+def _pictured(chosen: np.ndarray, found: Evaluation, data: ClassificationData) -> list[dict[str, Any]]:
+    pictures = data.test.images(chosen, 96).permute(0, 2, 3, 1).numpy()
     return [
         {
             "index": int(i), "true": data.classes[data.test.labels[i]],
             "predicted": data.classes[found.predictions[i]],
             "confidence": float(found.confidence[i]), "png_base64": _png(picture),
         }
-        for i, picture in zip(surest, pictures, strict=True)
+        for i, picture in zip(chosen, pictures, strict=True)
     ]  # fmt: skip
 
 

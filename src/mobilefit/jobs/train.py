@@ -52,6 +52,9 @@ class TrainConfig(Overrides):
     width: float = option(1.0, help="width multiplier, by the paper's rule")
     weights: str | None = option(None, help="weights to start from: a file, torchvision, timm or timm:NAME")
     resolution: int = option(96, help="side of the network's input, pixels")
+    crop_fraction: float | None = option(
+        None, help="side of the central square that is looked at, part of the short side (default: 0.875; 1 for tiny images)"
+    )
     recipe: str | None = option(
         None, help="a named recipe, docs/recipes.md (default: finetune with --weights, else fast)"
     )
@@ -104,6 +107,8 @@ class _Job:
             seed=config.seed, quiet=self.voice.quiet,
         )  # fmt: skip
         self.network, self.preset = self.start.network, self.start.preset
+        if config.crop_fraction is not None:
+            self.preset = replace(self.preset, crop_fraction=config.crop_fraction)
         if self.start.note:
             self.voice(self.start.note)
 
@@ -163,6 +168,7 @@ class _Job:
         )  # fmt: skip
         record = run.finish(self._record(fitted, found))
         report.write_report(run.path)
+        print(report.class_table(record))
         print(f"{self.network.spec.name}: {found.top1:.2%} on {found.count} test images")
         print(run.path / "model.safetensors")
         return record
@@ -175,7 +181,7 @@ class _Job:
             steps=config.steps, out=run.path, resume=resume, keep=config.keep,
             checkpoint_every=config.checkpoint_every, fabric=self.fabric, workers=config.workers,
             progress=self.voice.label(f"training {self.network.spec.name}"),
-            teacher=self._teacher(), board=_board(config, self.fabric),
+            teacher=self._teacher(), board=_board(config, self.recipe, self.fabric),
         )  # fmt: skip
 
     def _teacher(self) -> Any:
@@ -200,14 +206,15 @@ class _Job:
             "final_spec": spec.to_dict(), "results": [row],
             "final": {**row, "top5": found.top5, "loss": found.loss,
                       "confusion": found.confusion.tolist(),
-                      "misclassified": lab.misclassified(found, self.data)},
+                      "misclassified": lab.misclassified(found, self.data),
+                      "hardest": lab.hardest(found, self.data)},
         }  # fmt: skip
 
 
-def _board(config: TrainConfig, fabric: Fabric) -> Callable[[int], Board] | None:
+def _board(config: TrainConfig, chosen: Recipe, fabric: Fabric) -> Callable[[int], Board] | None:
     if not config.tensorboard or not fabric.is_global_zero:
         return None
-    return lambda step: tensorboard.Board(config.out / "tensorboard", step)
+    return lambda step: tensorboard.Board(config.out / "tensorboard", step, chosen.to_dict())
 
 
 def _spec(config: TrainConfig, data: ClassificationData) -> NetSpec:
@@ -228,6 +235,8 @@ def _check(config: TrainConfig) -> None:
         raise InputError("--steps and --epochs both say how long to train", "give one of them")
     if config.final == "best" and not config.holdout:
         raise InputError("--final best chooses by held-out images, and --holdout is 0", "hold some out")
+    if config.tensorboard:
+        tensorboard.require()
     _overridden(recipe(config.recipe or "fast"), config)
 
 

@@ -34,6 +34,8 @@ class Evaluation:
     """[count]"""
     confidence: npt.NDArray[np.float32]
     """[count]: softmax of the predicted class."""
+    losses: npt.NDArray[np.float32]
+    """[count]: cross-entropy, nats."""
 
 
 def evaluation_of(
@@ -45,16 +47,18 @@ def evaluation_of(
     log_probabilities = scores.log_softmax(1)
     predictions = scores.argmax(1)
     top5 = scores.topk(min(5, scores.shape[1])).indices
+    losses = -log_probabilities[torch.arange(len(truth)), truth]
     classes = scores.shape[1]
     confusion = torch.bincount(truth * classes + predictions, minlength=classes**2)
     return Evaluation(
         top1=(predictions == truth).double().mean().item(),
         top5=(top5 == truth[:, None]).any(1).double().mean().item(),
-        loss=-log_probabilities[torch.arange(len(truth)), truth].mean().item(),
+        loss=losses.mean().item(),
         count=len(truth),
         confusion=confusion.reshape(classes, classes).numpy(),
         predictions=predictions.numpy(),
         confidence=log_probabilities.amax(1).exp().numpy(),
+        losses=losses.numpy(),
     )
 
 

@@ -74,7 +74,7 @@ class Recipe:
     drop_path: float = setting(0.0, "stochastic depth (arXiv:1603.09382), growing from 0 at the first row to nearly this at the last")
     sync_bn: bool = setting(False, "batch norm's statistics over all devices")
 
-    augment: str = setting("inception", "crop, flip and colours: inception, resized (crop and flip alone), light, mild or none")
+    augment: str = setting("inception", "crop, flip and colours: inception, resized, photo, light, mild or none")
     policy: str = setting("none", "autoaugment, randaugment, trivialaugment, timm's form such as rand-m9-mstd0.5, or none")
     erasing: float = setting(0.0, "share of images with a part erased (arXiv:1708.04896)")
     erasing_fill: Literal["mean", "noise"] = setting("mean", "what is erased becomes the mean colour, or noise")
@@ -216,9 +216,9 @@ RECIPES: dict[str, Recipe] = {
     # From pretrained weights: small steps of AdamW, smaller ones near the image.
     "finetune": Recipe(
         source="from pretrained weights, minutes on a CPU: results/training",
-        epochs=8, batch_size=64, optimizer="adamw", lr=2e-3, weight_decay=0.05,
+        epochs=12, batch_size=64, optimizer="adamw", lr=2e-3, weight_decay=0.05,
         schedule="cosine", warmup_epochs=0.5, warmup_from=0.1, layer_decay=0.9, bn_momentum=0.1,
-        augment="light",
+        augment="photo", train_scale=0.75,
     ),
     # Quantization-aware: a trained network goes on with the rounding in place, in steps so small that
     # it keeps what it knows, led by what it was in float.
