@@ -306,13 +306,13 @@ def test_predict_goes_on_after_a_bad_image(
 def test_doctor_looks_at_the_images_and_at_the_clock(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], steady: None
 ) -> None:
-    assert run("doctor", "--data", world.images) == 0
+    assert run("doctor", world.images) == 0
     out = capsys.readouterr().out
     for check in ("compile and run", "latency", "space", "images"):
         assert f"ok   {check}: " in out
     assert "3 classes; 87 train, 9 holdout, 24 test" in out
     monkeypatch.setattr(doctor_job, "DRIFT", -1.0)
-    assert run("doctor", "--data", world.images / "nowhere") == 3
+    assert run("doctor", world.images / "nowhere") == 3
     out, err = capsys.readouterr()
     assert "FAIL latency: five medians" in out and "FAIL images: no such folder" in out
     assert err.startswith("mobilefit: not ready: latency, images; ")

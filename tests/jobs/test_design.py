@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
     assert set(contents(finished)) == {
-        "config.json", "state.json", "record.json", "report.html", "latency_table.json",
+        ".lock", "config.json", "state.json", "record.json", "report.html", "latency_table.json",
         "model.safetensors", "parity.json", "model_int8.tflite", "model_float32.tflite", "netadapt/netadapt.jsonl",
         f"netadapt/step_{len(accepted(finished)):03d}.safetensors",
         *(f"train/{kind}-0/{name}" for kind in ("seed", "adapted", "width")
@@ -412,13 +412,13 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(
         assert started.returncode == -signal.SIGKILL, said
         assert not (out / "record.json").exists()
 
-    killed("mobilefit.train.loop:save_checkpoint:3")  # in seed training
+    killed("mobilefit.train.run:save_checkpoint:3")  # in seed training
     interrupted("training seed")
     killed("mobilefit.adapt.netadapt:_Run._try:8")  # in the middle of a NetAdapt step
     assert accepted(out)
     interrupted("NetAdapt step ")
     assert accepted(out) == steps[: len(accepted(out))]
-    killed("mobilefit.train.loop:save_checkpoint:3")  # in final training
+    killed("mobilefit.train.run:save_checkpoint:3")  # in final training
     assert accepted(out) == steps and list(out.rglob("checkpoint.pt"))
     killed("mobilefit.jobs.lab:write_atomic:2")  # between the two exported files
     assert (out / "model_int8.tflite").exists() and not list(out.rglob("checkpoint.pt"))

@@ -26,7 +26,7 @@ from mobilefit.search.proxy import recalibrated
 from mobilefit.search.supernet import _part, _variants, anchor
 from mobilefit.train import Stepper, evaluate
 from mobilefit.train.checkpoint import load_checkpoint, save_checkpoint
-from mobilefit.train.loop import Trainer
+from mobilefit.train.trainer import Trainer
 
 from . import small
 from .small import PIXELS, PRESET, RECIPE, shades

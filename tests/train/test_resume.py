@@ -22,7 +22,7 @@ import torch
 from mobilefit import runs
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.train import loop, plan
+from mobilefit.train import plan, run
 from mobilefit.train.checkpoint import load_checkpoint, save_checkpoint
 from mobilefit.train.trainer import Trainer
 
@@ -82,7 +82,7 @@ def test_interrupted_in_a_step(
 
 
 def between_batches(at: int) -> Callable[..., Iterator[Any]]:
-    original, given = loop.by_workers, iter(range(1, 10_000))
+    original, given = run.by_workers, iter(range(1, 10_000))
 
     def batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
         for batch in original(*args, **kwargs):
@@ -98,12 +98,19 @@ def test_interrupted_between_steps_saves_at_once(
     at: int, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "by_workers", between_batches(at))
+        patch.setattr(run, "by_workers", between_batches(at))
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path, checkpoint_every=5)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["state"]["step"] == at - 1
     finish(tmp_path, undisturbed)
+
+
+def test_the_seconds_of_a_run_outlast_an_interruption(tmp_path: Path, monkeypatch: Any) -> None:
+    interrupted(tmp_path, monkeypatch)
+    before = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["seconds"]
+    result = train(network(), tmp_path, checkpoint_every=5, resume=True)
+    assert before > 0 and result.total_seconds == pytest.approx(before + result.seconds, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,7 @@ def test_ctrl_c_waits_for_the_step_and_its_row(
 ) -> None:  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        interrupting(patch, loop, name, at, lambda: signal.raise_signal(signal.SIGINT))
+        interrupting(patch, run, name, at, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path, checkpoint_every=5)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -133,7 +140,7 @@ def test_a_second_ctrl_c_does_not_wait(
         raise AssertionError("the second one should have come through")
 
     with monkeypatch.context() as patch:
-        interrupting(patch, loop, "evaluate", 2, twice)
+        interrupting(patch, run, "evaluate", 2, twice)
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path, checkpoint_every=5)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["step"] == 10
@@ -144,7 +151,7 @@ def test_the_loss_of_a_row_spans_the_interruption(tmp_path: Path, monkeypatch: A
     monkeypatch.setattr(plan, "ROWS", 10)  # a row every three steps
     train(network(), tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "by_workers", between_batches(9))
+        patch.setattr(run, "by_workers", between_batches(9))
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path / "b")
     train(network(), tmp_path / "b", resume=True)
@@ -156,12 +163,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from mobilefit.train import checkpoint, loop
+from mobilefit.train import checkpoint, run
 from train.small import network, train
 
 torch.set_num_threads(1)
 where, out = sys.argv[1], Path(sys.argv[2])
-write, append = checkpoint.write_atomic, loop.append_jsonl
+write, append = checkpoint.write_atomic, run.append_jsonl
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -185,7 +192,7 @@ def killed_append(path, row):
 if where == "checkpoint":
     checkpoint.write_atomic = killed_write
 else:
-    loop.append_jsonl = killed_append
+    run.append_jsonl = killed_append
 train(network(), out, checkpoint_every=5)
 """
 
@@ -209,7 +216,7 @@ def test_killed_ten_times_at_any_moment(
     """SIGKILL after a random time, in a process with data workers of its own; then on from there."""
     random = np.random.default_rng(workers)
     context = multiprocessing.get_context("forkserver")  # loads torch once: ten times take a minute
-    context.set_forkserver_preload(["mobilefit.train.loop", "timm.optim"])
+    context.set_forkserver_preload(["mobilefit.train", "timm.optim"])
     options = {"checkpoint_every": 5, "resume": True, "workers": workers}
     killed_at = []
     for target in sorted(random.integers(1, STEPS, 10)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -204,6 +205,8 @@ def by_workers(
     loader = DataLoader(
         _Prepared(prepare), batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin,
         prefetch_factor=2,
+        # Forked workers share the decoded pixels; started anew, each would get a copy.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
     )  # fmt: skip
     return map(_given, loader)
 

@@ -25,14 +25,16 @@ class ClassificationData:
 
     name: str
     classes: tuple[str, ...]
-    """Sorted; a label is an index into it."""
+    """A label is an index into it. Of a folder: as the class folders' names are sorted."""
     train: ImageSet
     holdout: ImageSet
     """Set apart from training, to choose networks by (search, NetAdapt): never the test set."""
     test: ImageSet
     skipped: tuple[SkippedFile, ...]
+    """Left out when loading; of a large data set see also ``ImageSet.replaced``."""
     fingerprint: str
-    """SHA-256 of the content (names, classes and pixels or files), whatever the split's seed."""
+    """SHA-256 of the content (names, classes and pixels or files; of a large data set the files'
+    sizes), whatever the split's seed."""
     short_side: int
     """Median short side of the images in pixels, as they are on disk."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mobilefit.errors import InputError
 
@@ -90,7 +90,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         BadImageError: floating-point pixels, whose range is anybody's guess.
     """
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # copies even what is upright
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode == "F":

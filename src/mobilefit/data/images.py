@@ -132,7 +132,8 @@ class FileSource:
         self._remembered_bytes = 0
         self._process = os.getpid()
         self.names: Sequence[str] = [str(photo.path) for photo in photos]
-        self.threads = 1 if all(photo.exact for photo in photos) else worker_count()
+        at_hand = all(photo.exact and photo.kept is not None for photo in photos)
+        self.threads = 1 if at_hand else worker_count()
 
     def working(self, index: int) -> Image.Image:
         photo = self._photos[index]

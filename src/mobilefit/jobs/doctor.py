@@ -38,9 +38,9 @@ SHOWN_FILES = 4
 class DoctorConfig:
     """Options of ``mobilefit doctor``."""
 
-    data: str | None = option(None, help="also look through these images: a folder of class folders, or fashion-mnist", argument=True)
+    data: str | None = option(None, help="images to look through too: folder of class folders", argument=True)
     resolution: int = option(96, help="images with a side under this many pixels are told")
-    out: Path = option(Path("."), help="where runs would be written (is there space?), and doctor.json with all about the images")
+    out: Path = option(Path("."), help="where runs would be written: is there space? With DATA, doctor.json is")
     quiet: bool = option(False, help="show no progress")
 
 

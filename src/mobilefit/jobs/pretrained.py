@@ -220,7 +220,7 @@ class Opened:
         """
         outputs = self.network.spec.head.num_classes
         check_classes(self.path, outputs, self.saved.classes, data)
-        return data.preset(self.network.spec.input_size)
+        return _preset(self.saved, str(self.path)) or data.preset(self.network.spec.input_size)
 
 
 def opened(path: Path) -> Opened:

@@ -21,7 +21,7 @@ from mobilefit.nn import Network, load_network, save_weights
 from mobilefit.progress import Voice
 from mobilefit.search import Evaluator, Reward, SearchSettings, Space, Trial
 from mobilefit.search.log import Row
-from mobilefit.train import CHECKPOINT, Recipe
+from mobilefit.train import BEST, CHECKPOINT, Recipe
 
 FOLDER = "search"
 RESCORED = 24
@@ -232,8 +232,9 @@ class FullTraining:
                 network, self.data, self.preset, self.recipe, steps=self.steps, seed=seed,
                 folder=folder, label=self.voice.label(f"{label}, seed {seed}"),
             )  # fmt: skip
-            save_weights(network, weights)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            save_weights(network, weights, preset=self.preset.to_dict(), classes=self.data.classes)
+            for needless in (CHECKPOINT, BEST):
+                (folder / needless).unlink(missing_ok=True)
         return load_network(weights)
 
 

@@ -32,8 +32,8 @@ from mobilefit.train import (
     recipe,
     tensorboard,
 )
-from mobilefit.train.loop import Board
 from mobilefit.train.lr_finder import find_lr
+from mobilefit.train.run import Board
 
 if TYPE_CHECKING:
 
@@ -199,8 +199,8 @@ class _Job:
             "seed": config.seed, "data": lab.describe(self.data), "recipe": self.recipe.to_dict(),
             "named_recipe": recipe(self.recipe.name).to_dict(),
             "training": {
-                "steps": fitted.steps, "images_per_second": fitted.images_per_second, "best": fitted.best,
-                "weights": self.start.note, "teacher": config.teacher, "result": config.final,
+                "steps": fitted.steps, "seconds": fitted.total_seconds, "images_per_second": fitted.images_per_second, "best": fitted.best,
+                "replaced": list(self.data.train.replaced), "weights": self.start.note, "teacher": config.teacher, "result": config.final,
                 "device": str(self.fabric.device), "processes": self.fabric.world_size,
             },
             "final_spec": spec.to_dict(), "results": [row],

@@ -3,9 +3,10 @@
 from mobilefit.train.batchnorm import recalibrate_bn
 from mobilefit.train.checkpoint import CHECKPOINT
 from mobilefit.train.evaluate import Evaluation, evaluate, evaluation_of, logits_of
-from mobilefit.train.loop import BEST, FitResult, Stepper, fit
+from mobilefit.train.loop import Stepper, fit
 from mobilefit.train.ranks import open_fabric
 from mobilefit.train.recipe import RECIPES, Recipe, recipe
+from mobilefit.train.run import BEST, FitResult
 from mobilefit.train.trainer import TrainingDiverged
 
 __all__ = [

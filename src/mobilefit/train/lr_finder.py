@@ -21,7 +21,7 @@ from torch import nn
 from mobilefit.data import ImageSet, Preset
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
-from mobilefit.train.loop import Stepper
+from mobilefit.train import Stepper
 from mobilefit.train.optim import peak_lr
 from mobilefit.train.recipe import Recipe
 from mobilefit.train.trainer import TrainingDiverged
