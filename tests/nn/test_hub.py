@@ -176,12 +176,6 @@ def test_a_model_without_weights_wants_a_file() -> None:
         found.fetch()
 
 
-def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(InputError, match=r"need the package timm .*pip install 'mobilefit\[timm\]'"):
-        model("timm:resnet18")
-
-
 # ---- hubs on this machine
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]

@@ -28,6 +28,7 @@ def started(out: Path, processes: int, **options: Any) -> subprocess.Popen[str]:
     out.mkdir(exist_ok=True)
     words = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        "--max-restarts=1",
         "train/ranks_script.py", str(out), json.dumps(options),
     ]  # fmt: skip
     tests = Path(__file__).parents[1]
@@ -83,6 +84,13 @@ def test_evaluation_over_processes_is_exactly_ones(one: Path, two: Path) -> None
     assert np.array_equal(np.load(one / "logits.npy"), np.load(two / "logits.npy"))
     assert result(one)["confusion"] == result(two)["confusion"]
     assert result(one)["count"] == result(two)["count"] == 53
+
+
+def test_torchrun_starts_a_killed_process_again_from_the_last_checkpoint(two: Path, tmp_path: Path) -> None:
+    losses = run(tmp_path, 2, steps=STEPS, sync_bn=True, lr=LR, killed_at=23)["losses"]
+    assert losses == result(two)["losses"]
+    a, b = torch.load(two / "net.pt"), torch.load(tmp_path / "net.pt")
+    assert all(value.equal(b[key]) for key, value in a.items())
 
 
 def test_the_first_process_alone_writes(two: Path) -> None:

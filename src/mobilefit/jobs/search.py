@@ -265,7 +265,10 @@ class _Run:
         found = evaluate(network, self.data.test, self.preset)
         network.spec = spec
         write_atomic(self.run.path / "seed.json", spec.to_json() + "\n")
-        save_weights(network, self.run.path / "model.safetensors")
+        save_weights(
+            network, self.run.path / "model.safetensors", preset=self.preset.to_dict(),
+            classes=self.data.classes,
+        )  # fmt: skip
         self.table.ensure([spec, self.space.base])
         cost = spec.cost()
         row = {

@@ -188,7 +188,9 @@ class _Job:
         config = self.config
         if config.teacher is None:
             return None
-        return pretrained.teacher(config.teacher, self.preset, self.data.classes)
+        return pretrained.teacher(
+            config.teacher, self.preset, self.data.classes, quiet=self.voice.quiet
+        )
 
     def _record(self, fitted: FitResult, found: Evaluation) -> dict[str, Any]:
         config, spec = self.config, self.network.spec

@@ -115,7 +115,9 @@ class Model:
         number = self.classes if classes is None else classes
         with torch.random.fork_rng(devices=[]):
             if self.hub == "timm":
-                made: nn.Module = _timm().create_model(self.name, num_classes=number)
+                import timm
+
+                made: nn.Module = timm.create_model(self.name, num_classes=number)
             else:
                 from torchvision import models
 
@@ -132,8 +134,10 @@ class Model:
         if self.file is not None:
             return _with_file(self, path)
         if self.hub == "timm":
+            import timm
+
             source = {"file": str(path), "custom_load": False}  # no .npz: see _from_hugging_face
-            made: nn.Module = _timm().create_model(
+            made: nn.Module = timm.create_model(
                 self.name, pretrained=True, pretrained_cfg_overlay=source
             )
         else:
@@ -267,19 +271,9 @@ def _triple(values: Any) -> Triple:
 # ---- timm
 
 
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(
-            f"models and weights of timm need the package timm ({error})",
-            "pip install 'mobilefit[timm]'",
-        ) from error
-    return timm
-
-
 def _timm_model(name: str) -> Model:
-    timm = _timm()
+    import timm
+
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise unknown("timm model", architecture, timm.list_models())
@@ -287,16 +281,19 @@ def _timm_model(name: str) -> Model:
         found = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         raise InputError(f"timm has no weights '{tag}' of {architecture}", _tags(architecture)) from error
+    url = found.url if isinstance(found.url, str) or found.url is None else found.url[0]
     return Model(
         hub="timm", name=f"{architecture}.{found.tag}" if found.has_weights else architecture,
         architecture=architecture, mean=_triple(found.mean), std=_triple(found.std),
         side=found.input_size[-1] if found.fixed_input_size else None,
-        classes=found.num_classes, url=found.url or None, repository=found.hf_hub_id,
+        classes=found.num_classes, url=url or None, repository=found.hf_hub_id,
     )  # fmt: skip
 
 
 def _tags(architecture: str) -> str:
-    names = _timm().list_pretrained(f"{architecture}.*")
+    import timm
+
+    names = timm.list_pretrained(f"{architecture}.*")
     return f"there are {', '.join(names)}" if names else "give a file of your own: timm:NAME=FILE"
 
 

@@ -53,8 +53,24 @@ def open_fabric(
     if precision == "16-mixed" and fabric.device.type == "cpu":
         raise InputError("16-mixed needs a GPU", "use bf16-mixed or 32-true on a processor")
     if several:
+        _join_restarted(fabric.device)
         fabric.launch()
     return fabric
+
+
+def _join_restarted(device: torch.device) -> None:
+    """Find the other processes of this attempt, where torchrun has started them all again.
+
+    Its store lives on, and torch 2.14 looks in it for the addresses of the attempt before.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore(f"attempt {attempt}", store),  # type: ignore[attr-defined]
+        rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+    )  # fmt: skip
 
 
 def _devices(wanted: int) -> int:

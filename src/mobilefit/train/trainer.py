@@ -112,7 +112,9 @@ class Trainer:
         pieces = list(zip(images.tensor_split(self.recipe.accumulate), labels.tensor_split(self.recipe.accumulate)))
         for place, (some, theirs) in enumerate(pieces):
             with self.fabric.no_backward_sync(self._model, enabled=place < len(pieces) - 1):
-                loss = self._loss(self._model(some), theirs, some)
+                logits = self._model(some)
+                with self.fabric.autocast():  # for the teacher, whose forward pass is no Fabric's
+                    loss = self._loss(logits, theirs, some)
                 # DDP takes the mean over the processes of what is here their share of the whole.
                 self.fabric.backward(loss * (self.fabric.world_size / of_all))
             losses.append(loss.detach())
