@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from mobilefit.data import ClassificationData, ImageSet, Preset, load
 from mobilefit.data import folder as folder_module
 from mobilefit.data import images as images_module
+from mobilefit.data import lazy as lazy_module
 from mobilefit.data.folder import Paths, image_files
 from mobilefit.errors import InputError
 
@@ -384,10 +385,10 @@ def test_a_large_folder_stops_where_too_much_is_bad(
     data = load(root, holdout=0)
     for name in data.train.names[:14:2]:
         Path(name).write_bytes(b"gone bad")
-    monkeypatch.setattr(images_module, "TOLD", 2)
+    monkeypatch.setattr(lazy_module, "TOLD", 2)
     data.train.crops(range(12), 8, whole)
     assert [line[:7] for line in capfd.readouterr().err.splitlines()] == ["cannot ", "cannot ", "further"]
-    with pytest.raises(InputError, match=r"7 of 60 image files turned out bad, the last: .*; at most 10%"):
+    with pytest.raises(InputError, match=r"7 of 60 images turned out bad, the last: .*; at most 10%"):
         data.train.crops([12], 8, whole)
     with pytest.raises(InputError, match=r"7 of the 60 sampled image files in .* are bad"):
         load(root)

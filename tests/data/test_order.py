@@ -65,7 +65,8 @@ def test_two_processes_with_two_workers_see_what_one_sees(count: int) -> None:
 
 def test_weights_of_classes() -> None:
     labels = np.array([0, 0, 0, 0, 2, 2])
-    weights = class_weights(labels)
+    assert class_weights(labels, 4)[[1, 3]].tolist() == [1, 1]  # of no image
+    weights = class_weights(labels)[labels]
     assert weights.mean() == pytest.approx(1) and weights[labels == 0].sum() == pytest.approx(3)
     assert weights[labels == 2].sum() == pytest.approx(3)
 

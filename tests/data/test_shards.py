@@ -224,8 +224,8 @@ def test_a_bad_image_is_replaced_by_the_next_of_its_class_and_told_once(
             np.testing.assert_array_equal(source.square(bad, 20, 1.0), source.square(instead, 20, 1.0))
     lines = capsys.readouterr().err.splitlines()
     assert source.replaced.tolist() == [7, 9, 38] and len(lines) == 3
-    assert lines[0] == (f"{tmp_path}/train/000.tar#00007 is a bad image (not an image): another of its "
-                        "class takes its place")  # fmt: skip
+    assert lines[0] == (f"{tmp_path}/train/000.tar#00007 is a bad image (not an image): another image "
+                        "of its class takes its place")  # fmt: skip
 
 
 def test_a_stand_in_is_never_of_another_part(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilefit.data import Feed, ImageSet, Sampling
+from mobilefit.data import Feed, ImageSet, Sampling, class_weights
 from mobilefit.errors import InputError
 from mobilefit.nn import load_network
 from mobilefit.nn.blocks import Row
 from mobilefit.train import evaluate, open_fabric
 from mobilefit.train.loss import Criterion, mixing
-from mobilefit.train.trainer import Trainer, _class_weights, borrowed
+from mobilefit.train.trainer import Trainer, borrowed
 
 from .small import EPOCH_STEPS, PRESET, RECIPE, STEPS, network, rows, same_weights, shades, train
 
@@ -90,7 +90,7 @@ def test_a_training_with_everything_learns_and_is_reproducible(monkeypatch: pyte
 
 
 def test_the_loss_of_a_rare_class_weighs_more() -> None:
-    weights = _class_weights(SKEWED, 4)
+    weights = torch.from_numpy(class_weights(SKEWED, 4)).float()
     assert weights.tolist() == pytest.approx([39 / 3 / 30, 39 / 3 / 6, 39 / 3 / 3, 1.0])  # of none: 1
     assert float(weights[torch.from_numpy(SKEWED)].mean()) == pytest.approx(1.0)
     recipe = replace(RECIPE, label_smoothing=0.0)

@@ -21,7 +21,7 @@ are good: they are converted. So are images smaller than the network's input: th
 
 **Large data sets.** Of more than ``LOOKED_AT`` image files only names and sizes are read, and a
 sample is decoded; the others are decoded when they are used, and a bad one is then replaced by
-another of its class (:class:`mobilefit.data.images.LazyFileSource`), within the same limit of 10 %.
+another of its class (:class:`mobilefit.data.lazy.LazyFileSource`), within the same limit of 10 %.
 """
 
 from __future__ import annotations
@@ -42,17 +42,15 @@ from mobilefit.data import imagenet
 from mobilefit.data.classification import ClassificationData, SkippedFile
 from mobilefit.data.decode import BadImageError
 from mobilefit.data.images import (
-    BAD_FRACTION,
     KEPT_BYTES,
     FileSource,
     ImageSet,
     Indices,
-    LazyFileSource,
     Photo,
     look_at,
-    too_many_bad,
     worker_count,
 )
+from mobilefit.data.lazy import BAD_FRACTION, LazyFileSource, too_many_bad
 from mobilefit.data.splits import stratified
 from mobilefit.errors import InputError
 

@@ -1,24 +1,21 @@
 """Sets of labelled images, held in memory as 8-bit pixels as far as memory goes.
 
 An :class:`ImageSet` is a view (indices and labels) on a source that holds the pixels, so that
-splits and subsets share them. There are three sources: one array for tiny images of one size;
-files on disk, decoded once and kept with their short side at most ``KEPT_SIDE`` pixels; and, of data
-sets too large to be looked at before they are used, files that are decoded when they are used.
+splits and subsets share them. There are two sources here: one array for tiny images of one size, and
+files on disk, decoded once and kept with their short side at most ``KEPT_SIDE`` pixels. Of data sets
+too large for that, see ``lazy``.
 
 Evaluation never sees the reduced copies: an image that was reduced is decoded from its file again,
 and its final pixels are remembered (``REMEMBERED_BYTES`` at most), so that the batches of an
 evaluation equal what ``Preset.apply`` makes of the file.
 
-Sources may be used by forked worker processes: what a worker learns stays in it, except for which
-files are bad, which all of them share.
+Sources may be used by forked worker processes: what a worker learns stays in it.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +37,6 @@ from mobilefit.data.decode import (
     shrink,
 )
 from mobilefit.data.splits import interleaved_by_class
-from mobilefit.errors import InputError
-from mobilefit.progress import Voice
 from mobilefit.runs import sha256
 
 Indices = npt.NDArray[np.int64]
@@ -55,14 +50,6 @@ KEPT_BYTES = 2 << 30
 REMEMBERED_BYTES = 1 << 30
 """Memory for the evaluation pixels of photos larger than ``KEPT_SIDE``, in the process that loaded
 them: worker processes, each of which would need as much again, remember none."""
-
-BAD_FRACTION = 0.1
-"""A data set with a larger part of bad files is refused."""
-BAD_ALWAYS_ALLOWED = 3
-"""Bad files that even a small data set may have."""
-
-TOLD = 20
-"""Bad files that are named while a data set is in use; further ones are only counted."""
 
 
 class Source(Protocol):
@@ -158,87 +145,6 @@ class FileSource:
         if fits and os.getpid() == self._process:
             self._remembered[key] = pixels
             self._remembered_bytes += pixels.nbytes
-
-
-class LazyFileSource:
-    """Files on disk that are decoded whenever they are used, and that nobody looked at before.
-
-    A file that turns out bad is named once on standard error and replaced, from then on, by the next
-    good image of its group: a training of days does not end for a file, and a resumed one sees the
-    same images.
-
-    Args:
-        names: the paths.
-        groups: int [n]; an image may stand for another of the same group: same class, same part.
-    """
-
-    channels = 3
-
-    def __init__(self, names: Sequence[str], groups: npt.NDArray[np.int32]) -> None:
-        self.names = names
-        self.threads = worker_count()
-        self._groups = groups
-        # Anonymous shared memory: what one worker process finds out, all know, and none says again.
-        self._bad = np.frombuffer(mmap.mmap(-1, max(1, len(names))), np.uint8)
-
-    @property
-    def replaced(self) -> Indices:
-        """The images that turned out bad so far, in whichever process."""
-        return np.flatnonzero(self._bad)
-
-    def working(self, index: int) -> Image.Image:
-        """See :class:`Source`."""
-        return shrink(self._read(index, KEPT_SIDE), KEPT_SIDE)
-
-    def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
-        """See :class:`Source`."""
-        image = self._read(index, None)
-        return resample(image, centre_box(image.size, crop_fraction), resolution)
-
-    def _read(self, index: int, at_least: int | None) -> Image.Image:
-        for candidate in self._candidates(index):
-            if self._bad[candidate]:
-                continue
-            try:
-                return read_image(Path(self.names[candidate]), at_least)
-            except InputError as error:
-                self._leave_out(candidate, error)
-        raise InputError(
-            f"no usable image is left to stand for {self.names[index]}, in the whole of its class",
-            "mobilefit doctor lists all bad files",
-        )
-
-    def _candidates(self, index: int) -> Iterator[int]:
-        """The image, then the others of its group in turn, beginning after it."""
-        yield index
-        others = np.flatnonzero(self._groups == self._groups[index])
-        yield from (int(other) for other in others[others > index])
-        yield from (int(other) for other in others[others < index])
-
-    def _leave_out(self, index: int, error: InputError) -> None:
-        self._bad[index] = 1
-        count = len(self.replaced)
-        if count <= TOLD:
-            _say(f"{error.message}: another image of its class takes its place")
-        if count == TOLD:
-            _say("further bad files are not named; mobilefit doctor lists all")
-        if too_many_bad(count, len(self.names)):
-            raise InputError(
-                f"{count} of {len(self.names)} image files turned out bad, the last: {error.message}",
-                f"mend or remove them (mobilefit doctor lists all); at most {BAD_FRACTION:.0%} are replaced",
-            )
-
-
-def _say(line: str) -> None:
-    if get_worker_info() is None:
-        Voice()(line)
-    else:  # the fork may have copied tqdm's lock while another thread held it
-        print(line, file=sys.stderr, flush=True)
-
-
-def too_many_bad(bad: int, count: int) -> bool:
-    """Whether so many bad files of ``count`` are more than a data set may have."""
-    return bad > max(BAD_ALWAYS_ALLOWED, BAD_FRACTION * count)
 
 
 def look_at(path: Path) -> Photo:

@@ -48,7 +48,8 @@ def epoch_order(
         distinct = max(1, batch_size // sampling.repeats)
         order: Indices = sharded_order(image_set.groups, random, ranks=ranks, batch_size=distinct)
     elif sampling.balanced:
-        order = random.choice(count, count, p=class_weights(image_set.labels) / count)
+        weights = class_weights(image_set.labels)[image_set.labels]
+        order = random.choice(count, count, p=weights / count)
     else:
         order = random.permutation(count)
     if sampling.repeats == 1:
@@ -56,7 +57,13 @@ def epoch_order(
     return np.repeat(order[: -(-count // sampling.repeats)], sampling.repeats)[:count]
 
 
-def class_weights(labels: Indices) -> npt.NDArray[np.float64]:
-    """Each image's weight, float64 [n]: the same in all for each class that occurs, 1 on average."""
-    counts = np.bincount(labels)
-    return len(labels) / (np.count_nonzero(counts) * counts[labels])
+def class_weights(labels: Indices, classes: int = 0) -> npt.NDArray[np.float64]:
+    """Each class's weight, float64 [K]: the same in all for each that occurs, 1 on average over the images.
+
+    Args:
+        labels: int64 [n].
+        classes: at least so many weights; that of a class without images is 1.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 1.0)

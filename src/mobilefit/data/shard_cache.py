@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mobilefit.data.fashion_mnist import cache_folder
+from mobilefit.data.lazy import say
 from mobilefit.data.shard_index import BadShardError, ShardIndex, is_whole, read_index, scan
-from mobilefit.data.shard_remote import Version, fetch, is_remote, look, say, shown
+from mobilefit.data.shard_remote import Version, fetch, is_remote, look, shown
 from mobilefit.errors import InputError
 
 LIMIT = "MOBILEFIT_SHARD_CACHE_GB"

@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import multiprocessing
 import os
 import socket
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -26,8 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
+from mobilefit.data.lazy import say
 from mobilefit.errors import InputError
-from mobilefit.progress import Voice
 
 STALL_SECONDS = 30.0
 """How long a server may say nothing."""
@@ -92,14 +90,6 @@ def is_remote(url: str) -> bool:
 def shown(url: str) -> str:
     """A URL as it may stand in a message: without its query, which may hold a signature."""
     return url.partition("?")[0] if is_remote(url) else url
-
-
-def say(line: str) -> None:
-    """Say a line on standard error, from any process."""
-    if multiprocessing.parent_process() is None:
-        Voice()(line)
-    else:  # the fork may have copied tqdm's lock while another thread held it
-        print(line, file=sys.stderr, flush=True)
 
 
 def look(url: str) -> Version:

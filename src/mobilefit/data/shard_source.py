@@ -11,17 +11,15 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
-from mobilefit.data.decode import BadImageError, Pixels, centre_box, decode, resample, shrink
-from mobilefit.data.images import BAD_FRACTION, KEPT_SIDE, TOLD, too_many_bad, worker_count
+from mobilefit.data.decode import BadImageError, decode
+from mobilefit.data.images import Indices
+from mobilefit.data.lazy import LazySource
 from mobilefit.data.shard_cache import Ahead, Held, Shard, ShardCache
 from mobilefit.data.shard_order import WINDOW
-from mobilefit.data.shard_remote import say, shown
+from mobilefit.data.shard_remote import shown
 from mobilefit.errors import InputError
-
-Indices = npt.NDArray[np.int64]
 
 OPEN_SHARDS = WINDOW + 2
 """Shards that a process keeps open."""
@@ -125,7 +123,7 @@ class Samples:
         )  # fmt: skip
 
 
-class ShardSource:
+class ShardSource(LazySource):
     """One part of the data: training, held-out or test images, in RGB.
 
     **Bad images.** Whether an image can be decoded is seen when it is used. One that cannot is
@@ -139,31 +137,16 @@ class ShardSource:
         keys: one array for each shard of the reader: UTF-8, the names of its samples.
     """
 
-    channels = 3
+    mend = "mend the shards"
 
     def __init__(
         self, reader: ShardReader, samples: Samples, keys: Sequence[npt.NDArray[np.bytes_]]
     ) -> None:
+        super().__init__(Names(reader.shards, samples, keys))
         self._reader, self._samples = reader, samples
         self.groups = samples.groups
-        self.names: Sequence[str] = Names(reader.shards, samples, keys)
-        self.threads = worker_count()
         self.ahead_count = _two_shards(self.groups) if reader.remote else 0
         """How many images :meth:`ahead` should know of."""
-        # In shared memory, so that worker processes know of each other's.
-        self._bad = torch.zeros(len(samples), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
-
-    @property
-    def replaced(self) -> Indices:
-        """The images that turned out bad so far, in this process and its workers."""
-        return np.flatnonzero(self._bad.numpy())
-
-    def working(self, index: int) -> Image.Image:
-        return shrink(self._decoded(index, KEPT_SIDE), KEPT_SIDE)
-
-    def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
-        image = self._decoded(index, None)
-        return resample(image, centre_box(image.size, crop_fraction), resolution)
 
     def ahead(self, indices: Indices) -> None:
         """Fetch the shards of images that are used next, in their order; returns at once."""
@@ -171,46 +154,22 @@ class ShardSource:
         first = np.sort(np.unique(groups, return_index=True)[1])
         self._reader.ahead(groups[first].tolist())
 
-    def _decoded(self, index: int, at_least: int | None) -> Image.Image:
-        for candidate in self._stand_ins(index):
-            if self._bad[candidate]:
-                continue
-            try:
-                return decode(self._bytes(candidate), at_least)[0]
-            except BadImageError as error:
-                self._leave_out(candidate, error)
-        raise InputError(
-            f"every image of the class of {self.names[index]} is bad (label "
-            f"{self._samples.labels[index]})",
-            "mend the images, or leave the class out",
-        )
+    def decoded(self, index: int, at_least: int | None) -> Image.Image:
+        """See :class:`mobilefit.data.lazy.LazySource`."""
+        samples = self._samples
+        place = int(samples.groups[index]), int(samples.offsets[index]), int(samples.sizes[index])
+        try:
+            return decode(self._reader.read(*place), at_least)[0]
+        except BadImageError as error:
+            raise BadImageError(f"{self.names[index]} is a bad image ({error})") from error
 
-    def _stand_ins(self, index: int) -> Iterator[int]:
-        """The image itself, those of its class after it and before it in its shard, then all others."""
-        yield index
+    def stand_ins(self, index: int) -> Iterator[int]:
+        """Those of its class after it and before it in its shard, then all others of its class."""
         same_class = self._samples.labels == self._samples.labels[index]
         same_shard = self.groups == self.groups[index]
         for places in (same_class & same_shard, same_class & ~same_shard):
             found = np.flatnonzero(places)
             yield from np.roll(found, -int(np.searchsorted(found, index, "right"))).tolist()
-
-    def _bytes(self, index: int) -> bytes:
-        samples = self._samples
-        place = int(samples.groups[index]), int(samples.offsets[index]), int(samples.sizes[index])
-        return self._reader.read(*place)
-
-    def _leave_out(self, index: int, error: BadImageError) -> None:
-        self._bad[index] = True
-        count, what = len(self.replaced), f"{self.names[index]} is a bad image ({error})"
-        if count <= TOLD:
-            say(f"{what}: another of its class takes its place")
-        if count == TOLD:
-            say("further bad images are not named")
-        if too_many_bad(count, len(self._samples)):
-            raise InputError(
-                f"{count} of {len(self._samples)} images turned out bad, the last: {what}",
-                f"mend the shards; at most {BAD_FRACTION:.0%} are replaced",
-            )
 
 
 def _two_shards(groups: Indices) -> int:

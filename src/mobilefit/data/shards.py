@@ -25,13 +25,14 @@ import numpy.typing as npt
 
 from mobilefit.data.classification import ClassificationData
 from mobilefit.data.folder import TEST_FRACTION
-from mobilefit.data.images import BAD_FRACTION, ImageSet, too_many_bad
+from mobilefit.data.images import ImageSet, Indices
+from mobilefit.data.lazy import BAD_FRACTION, too_many_bad
 from mobilefit.data.shard_cache import AHEAD_THREADS, Ahead, Shard, ShardCache
 from mobilefit.data.shard_index import BadShardError, ShardIndex
 from mobilefit.data.shard_names import Listing, is_shards, list_shards
 from mobilefit.data.shard_order import WINDOW, sharded_order
 from mobilefit.data.shard_remote import MissingError, look, shown
-from mobilefit.data.shard_source import Indices, Names, Samples, ShardReader, ShardSource
+from mobilefit.data.shard_source import Names, Samples, ShardReader, ShardSource
 from mobilefit.data.splits import stratified
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress

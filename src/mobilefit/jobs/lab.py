@@ -36,12 +36,17 @@ SHOWN_MISTAKES = 12
 # ---- training
 
 
+def usual_recipe(weights: object | None) -> str:
+    """The recipe that is taken where none is named."""
+    return "fast" if weights is None else "finetune"
+
+
 def recipe_for(name: str | None, weights: object | None, data: ClassificationData) -> Recipe:
     """The recipe of that name, else the one for pretrained weights or for none.
 
     On tiny images the mild augmentation takes the light one's place.
     """
-    found = recipe(name or ("fast" if weights is None else "finetune"))
+    found = recipe(name or usual_recipe(weights))
     return replace(found, augment="mild") if data.tiny and found.augment == "light" else found
 
 

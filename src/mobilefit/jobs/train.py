@@ -86,9 +86,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         TrainingDiverged: the loss is not finite.
     """
     _check(config)
+    named = recipe(config.recipe or lab.usual_recipe(config.weights))
     fabric = open_fabric(
-        config.accelerator, _overridden(recipe(config.recipe or "fast"), config).precision,
-        devices=config.devices, nodes=config.nodes,
+        config.accelerator, _overridden(named, config).precision, devices=config.devices,
+        nodes=config.nodes,
     )  # fmt: skip
     job = _Job(config, fabric, load(config.data, seed=config.seed, holdout=config.holdout))
     return job.look_for_lr() if config.find_lr else job.run()
@@ -201,8 +202,10 @@ class _Job:
             "seed": config.seed, "data": lab.describe(self.data), "recipe": self.recipe.to_dict(),
             "named_recipe": recipe(self.recipe.name).to_dict(),
             "training": {
-                "steps": fitted.steps, "seconds": fitted.total_seconds, "images_per_second": fitted.images_per_second, "best": fitted.best,
-                "replaced": list(self.data.train.replaced), "weights": self.start.note, "teacher": config.teacher, "result": config.final,
+                "steps": fitted.steps, "seconds": fitted.total_seconds,
+                "images_per_second": fitted.images_per_second, "best": fitted.best,
+                "replaced": list(self.data.train.replaced), "weights": self.start.note,
+                "teacher": config.teacher, "result": config.final,
                 "device": str(self.fabric.device), "processes": self.fabric.world_size,
             },
             "final_spec": spec.to_dict(), "results": [row],
@@ -239,7 +242,7 @@ def _check(config: TrainConfig) -> None:
         raise InputError("--final best chooses by held-out images, and --holdout is 0", "hold some out")
     if config.tensorboard:
         tensorboard.require()
-    _overridden(recipe(config.recipe or "fast"), config)
+    _overridden(recipe(config.recipe or lab.usual_recipe(config.weights)), config)
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mobilefit.arch import NetSpec
-from mobilefit.data import ImageSet
+from mobilefit.data import ImageSet, class_weights
 from mobilefit.errors import InputError, MobilefitError
 from mobilefit.nn.blocks import Row
 from mobilefit.train import batchnorm
@@ -55,11 +55,10 @@ class Trainer:
         net.to(fabric.device)  # before the optimizer sees the weights
         outputs = outputs_of(net, labels)
         self._mix = mixing(recipe, outputs)
-        weights = _class_weights(labels, outputs) if recipe.balance == "loss" else None
-        self._loss = Criterion(
-            recipe=recipe, teacher=teacher,
-            class_weights=None if weights is None else weights.to(fabric.device),
-        )  # fmt: skip
+        weights = None
+        if recipe.balance == "loss":
+            weights = torch.from_numpy(class_weights(labels, outputs)).float().to(fabric.device)
+        self._loss = Criterion(recipe=recipe, teacher=teacher, class_weights=weights)
         self.optimizer = make_optimizer(net, recipe)
         self._rates = [group["lr_scale"] for group in self.optimizer.param_groups]
         compiled: nn.Module = torch.compile(net) if recipe.compile else net  # type: ignore[assignment]
@@ -188,13 +187,6 @@ def outputs_of(net: nn.Module, labels: np.ndarray) -> int:
     """How many classes a network tells apart; of one without a spec, how many there are."""
     spec = getattr(net, "spec", None)
     return spec.head.num_classes if isinstance(spec, NetSpec) else int(labels.max(initial=0)) + 1
-
-
-def _class_weights(labels: np.ndarray, outputs: int) -> Tensor:
-    """float [outputs]: inverse to how often a class occurs, 1 on average over the images."""
-    counts = np.bincount(labels, minlength=outputs)
-    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    return torch.from_numpy(np.where(counts > 0, weights, 1.0)).float()
 
 
 @contextlib.contextmanager
