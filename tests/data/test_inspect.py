@@ -11,7 +11,8 @@ from PIL import Image
 
 from mobilefit.data import folder as folder_module
 from mobilefit.data import load
-from mobilefit.data.inspect import MARGIN, NEAR_BITS, Group, Inspection, inspect_folder, near_pairs
+from mobilefit.data.duplicates import MARGIN, NEAR_BITS, near_pairs
+from mobilefit.data.inspect import Group, Inspection, inspect_folder
 from mobilefit.errors import InputError
 
 from .conftest import MakeFolder, photo

@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from weights import randomized
 
 from jobs.small import CLASSES, SPEC, Refused, make_images, run
 from mobilefit import train
@@ -35,22 +36,6 @@ LARGE, SMALL = spec("mobilenet_v3_large"), spec("mobilenet_v3_small")
 TINY = SPEC
 THREE = SMALL.resolution(64).classes(3)
 COLOURFUL = Preset(resolution=32, mean=(0.2, 0.5, 0.7), std=(0.3, 0.2, 0.25), crop_fraction=0.9)
-
-
-def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights and statistics with which every layer shows in the output."""
-    random = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.data.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=random)
-            if module.bias is not None:
-                module.bias.data.normal_(0, 0.3, generator=random)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.7, 1.5, generator=random)
-            module.bias.data.normal_(0, 0.3, generator=random)
-            module.running_mean.normal_(0, 0.3, generator=random)
-            module.running_var.uniform_(0.5, 1.5, generator=random)
-    return net.eval()
 
 
 def network(made: NetSpec, seed: int = 0) -> Network:

@@ -9,11 +9,10 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from weights import randomized
 
 from mobilefit.arch import BatchNorm, NetSpec, spec
 from mobilefit.nn import build, load_weights
-
-from .conftest import Randomize
 
 LARGE, SMALL = spec("mobilenet_v3_large"), spec("mobilenet_v3_small")
 V1, V2 = spec("mobilenet_v1"), spec("mobilenet_v2")
@@ -68,7 +67,7 @@ def assert_same(net: nn.Module, peer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name: str, randomized: Randomize[nn.Module]) -> None:
+def test_torchvision(name: str) -> None:
     options, made = TORCHVISION[name]
     peer = randomized(getattr(torchvision.models, name.split()[0])(num_classes=50, **options))
     net = build(made, num_classes=50)
@@ -79,7 +78,7 @@ def test_torchvision(name: str, randomized: Randomize[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_timm(name: str, randomized: Randomize[nn.Module]) -> None:
+def test_timm(name: str) -> None:
     peer = randomized(timm.create_model(name, num_classes=50))
     net = build(TIMM[name], num_classes=50)
     assert load_weights(net, peer.state_dict()) == "timm"
@@ -87,7 +86,7 @@ def test_timm(name: str, randomized: Randomize[nn.Module]) -> None:
     assert net.spec == TIMM[name].classes(50)
 
 
-def test_the_other_padding_would_show(randomized: Randomize[nn.Module]) -> None:
+def test_the_other_padding_would_show() -> None:
     peer = randomized(timm.create_model("tf_mobilenetv3_small_100", num_classes=50))
     net = build(SMALL.padded("torch"), num_classes=50)
     load_weights(net, peer.state_dict())

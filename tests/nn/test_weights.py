@@ -12,13 +12,12 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from weights import randomized
 
 from mobilefit.arch import BatchNorm, Block, NetSpec, spec
 from mobilefit.errors import InputError
 from mobilefit.nn import Network, build, load_network, load_weights, save_weights
 from mobilefit.nn.weights import read_weights
-
-from .conftest import Randomize
 
 SMALL = spec("mobilenet_v3_small").width(0.35).classes(10)
 
@@ -43,7 +42,7 @@ def saved(tmp_path: Path) -> Path:
 # ---- our own format
 
 
-def test_a_network_comes_back_bit_by_bit(tmp_path: Path, randomized: Randomize[nn.Module]) -> None:
+def test_a_network_comes_back_bit_by_bit(tmp_path: Path) -> None:
     norm = BatchNorm(eps=1e-5, momentum=0.1)
     network = tiny(made=replace(SMALL.padded("torch"), name="mine", norm=norm))
     randomized(network)
