@@ -75,7 +75,7 @@ def row(name: str, config: TrainConfig) -> dict[str, Any]:
     return {
         "name": name, "command": command("train", portable), "float32": record["final"]["accuracy_float"],
         "int8": files.found["int8"].top1, "test_images": files.found["int8"].count,
-        "seconds": record["training"]["seconds"], "steps": record["training"]["steps"],
+        "seconds": record["seconds"]["training"], "steps": record["training"]["steps"],
         "images_per_second": record["training"]["images_per_second"], "recipe": record["recipe"],
     }  # fmt: skip
 

@@ -152,8 +152,8 @@ class _Job:
         if run.finished:
             raise InputError(f"{run.path} holds a finished run", "choose another --out")
         self.fabric.barrier()
-        with run.timed("training"):
-            fitted = self._fit(run, resume)
+        fitted = self._fit(run, resume)
+        run.state["seconds"]["training"] = round(fitted.total_seconds, 2)  # killed processes' too
         self.fabric.barrier()
         if config.final == "best":
             self.network.load_state_dict(load_network(run.path / BEST).state_dict())
@@ -202,7 +202,7 @@ class _Job:
             "seed": config.seed, "data": lab.describe(self.data), "recipe": self.recipe.to_dict(),
             "named_recipe": recipe(self.recipe.name).to_dict(),
             "training": {
-                "steps": fitted.steps, "seconds": fitted.total_seconds,
+                "steps": fitted.steps,
                 "images_per_second": fitted.images_per_second, "best": fitted.best,
                 "replaced": list(self.data.train.replaced), "weights": self.start.note,
                 "teacher": config.teacher, "result": config.final,
