@@ -146,7 +146,7 @@ def _object(path: Path) -> dict[str, Any]:
 def command(verb: str, config: Any) -> str:
     """The command line that a configuration is the same as."""
     words = ["mobilefit", verb]
-    for field in dataclasses.fields(config):
+    for field in sorted(dataclasses.fields(config), key=lambda field: bool(field.metadata.get("detail"))):
         value = getattr(config, field.name)
         name = f"--{field.name.replace('_', '-')}"
         if field.metadata.get("argument"):
