@@ -41,7 +41,7 @@ PUPIL: dict[str, Any] = {"data": "fashion-mnist", "resolution": 32, "recipe": "s
 def scratch() -> Iterator[tuple[str, TrainConfig]]:
     """V3-Small on Fashion-MNIST."""
     yield TEACHER, TrainConfig(
-        data="fashion-mnist", resolution=64, recipe="scratch", epochs=32, augment="light", holdout=0.0,
+        data="fashion-mnist", resolution=64, recipe="scratch", epochs=60, augment="light", holdout=0.0,
     )  # type: ignore[call-arg]  # fmt: skip
 
 

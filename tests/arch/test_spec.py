@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mobilefit.arch import BatchNorm, Block, ClassifierHead, Conv, NetSpec, difference, spec
-from mobilefit.arch.spec import Activation
+from mobilefit.arch.rows import Activation
 from mobilefit.arch.table import table
 from mobilefit.errors import InputError
 

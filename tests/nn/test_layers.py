@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilefit.arch import BatchNorm, Block, Conv, NetSpec
-from mobilefit.arch.spec import Padding, Skip
+from mobilefit.arch.rows import Padding, Skip
 from mobilefit.nn.blocks import Row, full_conv
 from mobilefit.nn.layers import Conv2d, ConvNormAct, MaxPool2d, SqueezeExcite, activation
 

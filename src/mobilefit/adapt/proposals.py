@@ -32,7 +32,7 @@ class Group:
         """The spec with this group's width changed."""
         if self.kind == "head":
             if self.name == "head.hidden":
-                return replace(spec, head=replace(spec.head, hidden=width))
+                return replace(spec, head=replace(spec.classifier, hidden=width))
             assert spec.last is not None
             return replace(spec, last=replace(spec.last, out=width))
         blocks = list(spec.blocks)

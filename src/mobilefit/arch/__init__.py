@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from mobilefit.arch import mnasnet, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from mobilefit.arch.cost import Cost, Layer
+from mobilefit.arch.flavours import detector, dilated, halved, segmenter
+from mobilefit.arch.heads import (
+    ClassifierHead,
+    Head,
+    SegmentationHead,
+    SegmentationKind,
+    SSDLiteHead,
+    Task,
+)
+from mobilefit.arch.rows import BatchNorm, Block, Conv
 from mobilefit.arch.scaling import make_divisible, reduced_width
-from mobilefit.arch.spec import BatchNorm, Block, ClassifierHead, Conv, NetSpec, difference
+from mobilefit.arch.spec import NetSpec, difference
 from mobilefit.arch.table import table
 from mobilefit.errors import InputError, unknown
 
 __all__ = [
-    "FAMILY", "BatchNorm", "Block", "ClassifierHead", "Conv", "Cost", "Layer", "NetSpec",
-    "difference", "make_divisible", "reduced_width", "spec", "table",
+    "DETECTORS", "FAMILY", "SEGMENTERS", "BatchNorm", "Block", "ClassifierHead", "Conv", "Cost", "Head",
+    "Layer", "NetSpec", "SSDLiteHead", "SegmentationHead", "Task", "detector", "difference", "dilated",
+    "halved", "make_divisible", "reduced_width", "segmenter", "spec", "table",
 ]  # fmt: skip
 
 FAMILY: dict[str, NetSpec] = {
@@ -26,13 +39,29 @@ FAMILY: dict[str, NetSpec] = {
     "mobilenet_v3_small_minimalistic": mobilenet_v3.MOBILENET_V3_SMALL_MINIMALISTIC,
     "mobilenet_v3_edgetpu": mobilenet_v3.MOBILENET_V3_EDGETPU,
 }
+"""Classifiers, which are also what the detectors and segmenters are made of."""
+
+DETECTORS: dict[str, NetSpec] = {
+    made.name: made
+    for backbone in FAMILY.values()
+    for made in (detector(backbone), detector(backbone, reduced=True))
+}
+"""SSDLite, with the last stage whole and halved (``_reduced``)."""
+
+SEGMENTERS: dict[str, NetSpec] = {
+    f"{kind}_{name}": segmenter(backbone, kind=kind, filters=128 if kind == "lraspp" else 256,
+                                reduced=kind == "lraspp")
+    for name, backbone in FAMILY.items() for kind in get_args(SegmentationKind)
+}  # fmt: skip
+"""LR-ASPP with 128 filters on the halved network, and R-ASPP with 256 on the whole: rows 8 and 5 of the
+V3 paper's Table 7; of other backbones likewise."""
 
 
 def spec(name: str, *, head: str | None = None) -> NetSpec:
     """The network of that name.
 
     Args:
-        name: a key of :data:`FAMILY`.
+        name: a key of :data:`FAMILY`, :data:`DETECTORS` or :data:`SEGMENTERS`.
         head: for ``mobilenet_v3_small`` alone, which version of the paper its head follows:
             ``v5`` (the default: 1024 hidden units), ``iccv`` (1280), or ``table2`` (Table 2 to the
             letter, with SE on the last convolution).
@@ -40,10 +69,11 @@ def spec(name: str, *, head: str | None = None) -> NetSpec:
     Raises:
         InputError: no such network (the nearest name is suggested), or no such head.
     """
-    if name not in FAMILY:
-        raise unknown("network", name, FAMILY)
+    known = {**FAMILY, **DETECTORS, **SEGMENTERS}
+    if name not in known:
+        raise unknown("network", name, known)
     if head is None:
-        return FAMILY[name]
+        return known[name]
     if name != "mobilenet_v3_small":
         raise InputError(f"'{name}' has one head only", "leave 'head' out")
     if head not in mobilenet_v3.SMALL_HEADS:

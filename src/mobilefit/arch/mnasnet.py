@@ -7,7 +7,9 @@ the paper's second small model ("search2", 66.0 %).
 
 from typing import Literal
 
-from mobilefit.arch.spec import Block, ClassifierHead, Conv, NetSpec
+from mobilefit.arch.heads import ClassifierHead
+from mobilefit.arch.rows import Block, Conv
+from mobilefit.arch.spec import NetSpec
 
 SE: Literal["mnasnet"] = "mnasnet"  # a quarter of the block's input, sigmoid gate
 

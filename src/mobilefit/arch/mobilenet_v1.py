@@ -1,6 +1,8 @@
 """MobileNetV1 (Howard et al., arXiv 1704.04861, Table 1): depthwise-separable convolutions."""
 
-from mobilefit.arch.spec import Block, ClassifierHead, Conv, NetSpec
+from mobilefit.arch.heads import ClassifierHead
+from mobilefit.arch.rows import Block, Conv
+from mobilefit.arch.spec import NetSpec
 
 
 def _row(out: int, stride: int) -> Block:

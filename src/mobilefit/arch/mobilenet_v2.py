@@ -1,6 +1,8 @@
 """MobileNetV2 (Sandler et al., arXiv 1801.04381, Table 2): inverted residuals, linear bottlenecks."""
 
-from mobilefit.arch.spec import Block, ClassifierHead, Conv, NetSpec
+from mobilefit.arch.heads import ClassifierHead
+from mobilefit.arch.rows import Block, Conv
+from mobilefit.arch.spec import NetSpec
 
 _STEM = 32
 _STAGES = (

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from mobilefit.arch.spec import Activation, Block, ClassifierHead, Conv, NetSpec
+from mobilefit.arch.heads import ClassifierHead
+from mobilefit.arch.rows import Activation, Block, Conv
+from mobilefit.arch.spec import NetSpec
 
 RE: Activation = "relu"
 HS: Activation = "hard_swish"
@@ -78,7 +80,7 @@ def _small(suffix: str, hidden: int, last_se: Literal["v3"] | None = None) -> Ne
         small,
         name=f"{small.name}_{suffix}",
         last=replace(small.last, se=last_se),
-        head=replace(small.head, hidden=hidden),
+        head=replace(small.classifier, hidden=hidden),
     )
 
 
@@ -101,7 +103,7 @@ def _minimalistic(spec: NetSpec) -> NetSpec:
         stem=replace(spec.stem, act=RE),
         blocks=tuple(replace(b, se=None, act=RE, kernel=3) for b in spec.blocks),
         last=replace(spec.last, act=RE),
-        head=replace(spec.head, act=RE),
+        head=replace(spec.classifier, act=RE),
     )
 
 

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 from mobilefit.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from mobilefit.arch.spec import Block, Conv, NetSpec
+    from mobilefit.arch.rows import Block, Conv
+    from mobilefit.arch.spec import NetSpec
 
 WidthRules = Literal["tf", "torchvision"]
 Scaling = Literal["always", "above_one", "never"]
@@ -79,21 +80,18 @@ def scale_width(
         raise unknown("head scaling", head, get_args(Scaling))
     factor = Fraction(str(multiplier))  # the number as written: 0.35 is 7/20, not its float
     blocks = tuple(_scaled_blocks(spec, factor, rules))
-    hidden = spec.head.hidden
-    if hidden is not None:
-        hidden = _near_output(hidden, factor, _scaling(spec.head.scaling, rules, head))
     return replace(
         spec,
         name=f"{spec.name}_{multiplier:g}" + ("" if rules == "tf" else f"_{rules}"),
         stem=replace(spec.stem, out=make_divisible(spec.stem.out * factor)),
         blocks=blocks,
         last=_scaled_last(spec, factor, rules, blocks[-1].out),
-        head=replace(spec.head, hidden=hidden),
+        head=spec.head.scaled(factor, rules, head),
     )
 
 
 def _scaled_blocks(spec: NetSpec, factor: Fraction, rules: WidthRules) -> Iterator[Block]:
-    scale_expansion = rules == "torchvision" and not _written_as_ratios(spec)
+    scale_expansion = rules == "torchvision" and not written_as_ratios(spec)
     old, new = spec.stem.out, make_divisible(spec.stem.out * factor)
     for block in spec.blocks:
         expand = block.expand
@@ -106,7 +104,7 @@ def _scaled_blocks(spec: NetSpec, factor: Fraction, rules: WidthRules) -> Iterat
         old, new = block.out, scaled.out
 
 
-def _written_as_ratios(spec: NetSpec) -> bool:
+def written_as_ratios(spec: NetSpec) -> bool:
     """Whether every expansion is a whole multiple of its input, as in V2's and MnasNet's tables."""
     widths = [spec.stem.out, *(block.out for block in spec.blocks)]
     return all(b.expand is None or b.expand % i == 0 for b, i in zip(spec.blocks, widths))
@@ -120,15 +118,11 @@ def _scaled_last(
         return None
     if rules == "torchvision" and last.scaling == "always":
         return replace(last, out=last.out // spec.blocks[-1].out * before)  # 6 x the last block
-    return replace(last, out=_near_output(last.out, factor, last.scaling))
+    return replace(last, out=near_output(last.out, factor, last.scaling))
 
 
-def _scaling(own: Scaling, rules: WidthRules, override: Scaling | None) -> Scaling:
-    """torchvision scales V3's hidden layer at every width; the papers keep it below 1.0."""
-    return override or ("always" if rules == "torchvision" else own)
-
-
-def _near_output(width: int, factor: Fraction, scaling: Scaling) -> int:
+def near_output(width: int, factor: Fraction, scaling: Scaling) -> int:
+    """The width of a layer near the output after a multiplier, by its own rule."""
     if scaling == "never" or (scaling == "above_one" and factor < 1):
         return width
     return make_divisible(width * factor)

@@ -12,96 +12,23 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from mobilefit.arch.cost import Cost, count
-from mobilefit.arch.scaling import Excite, Scaling, WidthRules, scale_width
+from mobilefit.arch.heads import HEADS, ClassifierHead, Head, Task
+from mobilefit.arch.rows import (
+    Activation,
+    BatchNorm,
+    Block,
+    Conv,
+    Padding,
+    block_problems,
+    choice,
+    conv_problems,
+    positive,
+)
+from mobilefit.arch.scaling import Scaling, WidthRules, scale_width
 from mobilefit.errors import InputError, did_you_mean, unknown
-
-Activation = Literal["relu", "relu6", "hard_swish", "swish", "none"]
-Op = Literal["inverted", "separable", "fused", "conv"]
-Skip = Literal["identity", "pool", "none"]
-Padding = Literal["same", "torch"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchNorm:
-    """Batch normalisation, in torch's terms (momentum = 1 - TensorFlow's decay)."""
-
-    eps: float = 1e-3
-    """TF-slim, torchvision's V3 and Keras alike."""
-    momentum: float = 0.01
-    """The V3 paper's "average decay of 0.99"."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conv:
-    """A full convolution, batch norm and an activation: the stem, and the last layer before pooling."""
-
-    out: int
-    kernel: int = 1
-    stride: int = 1
-    act: Activation = "relu"
-    se: Excite | None = None
-    """Only for the V3 paper's Table 2 as printed, which no released network follows."""
-    scaling: Scaling = "always"
-    """When a width multiplier reaches this layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One row of the table.
-
-    ``op`` says what it is, in order of execution:
-
-    - ``inverted``: [1x1 expand, BN, act,] k x k depthwise, BN, act, [SE,] 1x1 project, BN
-      (MobileNetV2's and V3's bottleneck; without ``expand`` it begins at the depthwise convolution);
-    - ``fused``: k x k full convolution to ``expand``, BN, act, [SE,] 1x1 project, BN (V3-EdgeTPU);
-    - ``separable``: k x k depthwise, BN, act, 1x1, BN, act (MobileNetV1);
-    - ``conv``: k x k full convolution, BN, act[, SE].
-    """
-
-    op: Op = "inverted"
-    kernel: int = 3
-    stride: int = 1
-    expand: int | None = None
-    """Channels inside the block; ``None`` where there is no expansion layer."""
-    out: int
-    se: Excite | None = None
-    """Squeeze-and-excite after the activation of the block's wide part (``conv``: of its output): see
-    :func:`~.scaling.reduced_width`."""
-    act: Activation = "relu"
-    skip: Skip = "identity"
-    """What is added to the output where the widths agree: the input itself (``identity``, at stride
-    1), or the input through a 3x3 max pool of the block's stride (``pool``), padded as TensorFlow's
-    SAME whatever the network's padding is. MnasNet's paper names "pooling" as a SkipOp and says no
-    more; it is max pooling here because XNNPACK runs int8 MAX_POOL_2D inside of the delegate, which
-    an int8 AVERAGE_POOL_2D would split."""
-
-    def width(self, inputs: int) -> int:
-        """Channels of the block's wide part, where the depthwise convolution and SE work."""
-        if self.op == "conv":
-            return self.out
-        return inputs if self.expand is None else self.expand
-
-    def has_residual(self, inputs: int) -> bool:
-        """Whether the input, pooled or as it is, is added to the output."""
-        if inputs != self.out:
-            return False
-        return self.skip == "pool" or (self.skip == "identity" and self.stride == 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierHead:
-    """Global average pooling, an optional hidden layer without batch norm, dropout, logits."""
-
-    hidden: int | None = None
-    act: Activation = "none"
-    dropout: float = 0.2
-    """Probability of dropping (the paper's "dropout of 0.8" is the share kept)."""
-    num_classes: int = 1000
-    scaling: Scaling = "above_one"
-    """When a width multiplier reaches the hidden layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +37,8 @@ class NetSpec:
 
     Attributes:
         name: what it is called; the only field that is not part of :attr:`id`.
-        input_size: side of the square input in pixels.
+        input_size: height of the input in pixels, and its width unless that is given.
+        input_width: width of the input in pixels; ``None``: as high as wide.
         in_channels: channels of the input.
         stem: the first convolution.
         blocks: the rows of the table, in order.
@@ -125,11 +53,12 @@ class NetSpec:
 
     name: str
     input_size: int = 224
+    input_width: int | None = None
     in_channels: int = 3
     stem: Conv
     blocks: tuple[Block, ...]
     last: Conv | None = None
-    head: ClassifierHead = ClassifierHead()
+    head: Head = ClassifierHead()
     padding: Padding = "same"
     norm: BatchNorm = BatchNorm()
 
@@ -144,9 +73,9 @@ class NetSpec:
         """The network with every width scaled: see :func:`mobilefit.arch.scaling.scale_width`."""
         return scale_width(self, multiplier, rules, head)
 
-    def resolution(self, pixels: int) -> NetSpec:
-        """The network for square images of ``pixels`` a side."""
-        return replace(self, input_size=pixels)
+    def resolution(self, height: int, width: int | None = None) -> NetSpec:
+        """The network for images of that many pixels; square ones without a width."""
+        return replace(self, input_size=height, input_width=None if width == height else width)
 
     def classes(self, number: int) -> NetSpec:
         """The network with ``number`` outputs."""
@@ -176,12 +105,33 @@ class NetSpec:
             stem=swapped(self.stem),
             blocks=tuple(swapped(block) for block in self.blocks),
             last=None if self.last is None else swapped(self.last),
-            head=swapped(self.head),
+            head=swapped(self.head) if isinstance(self.head, ClassifierHead) else self.head,
         )
 
     def cost(self) -> Cost:
         """Exact parameters, multiply-adds and activation sizes, per layer: no torch needed."""
         return count(self)
+
+    @property
+    def task(self) -> Task:
+        """What its head does."""
+        return self.head.task
+
+    @property
+    def classifier(self) -> ClassifierHead:
+        """The head of a classifier.
+
+        Raises:
+            InputError: this is another kind of network.
+        """
+        if not isinstance(self.head, ClassifierHead):
+            raise InputError(f"'{self.name}' is no classifier: its head is for '{self.task}'")
+        return self.head
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.input_size, self.input_width or self.input_size
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -198,10 +148,12 @@ class NetSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("stem", "last", "head", "norm"):
-            plain[name] = None if plain[name] is None else dict(vars(plain[name]))
-        return plain | {"blocks": [dict(vars(block)) for block in self.blocks]}
+        plain = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        if self.input_width is None:
+            del plain["input_width"]
+        if not isinstance(self.head, ClassifierHead):
+            plain["head"] = {"task": self.task, **plain["head"]}
+        return plain
 
     def to_json(self) -> str:
         """The spec as readable JSON text."""
@@ -219,6 +171,8 @@ class NetSpec:
         if not isinstance(blocks, (list, tuple)):
             raise InputError("spec field 'blocks' is not a list of rows")
         fields["blocks"] = tuple(from_mapping(Block, b, f"blocks.{i}") for i, b in enumerate(blocks))
+        if "head" in fields:
+            fields["head"] = _head(fields["head"])
         for name, kind in _PARTS.items():
             if name in fields and (name, fields[name]) != ("last", None):
                 fields[name] = from_mapping(kind, fields[name], name)
@@ -237,7 +191,33 @@ class NetSpec:
         return cls.from_dict(value)
 
 
-_PARTS = {"stem": Conv, "last": Conv, "head": ClassifierHead, "norm": BatchNorm}
+_PARTS = {"stem": Conv, "last": Conv, "norm": BatchNorm}
+_ONLY_IF_SET = {"dilation": 1}
+"""Fields that came later, and are left out at this value: a network keeps its id."""
+
+
+def _plain(value: Any) -> Any:
+    """A part of a spec as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {name: _plain(inner) for name, inner in vars(value).items()}
+    return {name: inner for name, inner in fields.items() if (name, inner) not in _ONLY_IF_SET.items()}
+
+
+def _head(value: Any) -> Head:
+    """The head that :meth:`NetSpec.to_dict` wrote; a classifier's does not name its task."""
+    if not isinstance(value, Mapping):
+        raise InputError("spec field 'head' is not an object")
+    fields = {name: tuple(inner) if isinstance(inner, list) else inner for name, inner in value.items()}
+    task = fields.pop("task", "classify")
+    if task not in HEADS:
+        raise unknown("task", str(task), HEADS)
+    if "norm" in fields:
+        fields["norm"] = from_mapping(BatchNorm, fields["norm"], "head.norm")
+    made: Head = from_mapping(HEADS[task], fields, "head")
+    return made
 
 
 def from_mapping(kind: Any, value: Any, where: str) -> Any:
@@ -268,61 +248,27 @@ def _problems(spec: NetSpec) -> Iterator[str]:
         yield "it has no blocks"
     for name, conv in (("stem", spec.stem), ("last", spec.last)):
         if conv is not None:
-            yield from _conv_problems(name, conv)
-            yield from _choice(f"{name}.scaling", conv.scaling, Scaling)
+            yield from conv_problems(name, conv)
+            yield from choice(f"{name}.scaling", conv.scaling, Scaling)
     for index, block in enumerate(spec.blocks):
-        yield from _conv_problems(f"blocks.{index}", block)
-        yield from _block_problems(f"blocks.{index}", block)
-    yield from _positive("input_size", spec.input_size)
-    yield from _positive("in_channels", spec.in_channels)
-    yield from _positive("head.num_classes", spec.head.num_classes)
-    yield from _positive("head.hidden", spec.head.hidden)
-    yield from _choice("head.act", spec.head.act, Activation)
-    yield from _choice("head.scaling", spec.head.scaling, Scaling)
-    yield from _choice("padding", spec.padding, Padding)
-    if not _is_number(spec.head.dropout) or not 0 <= spec.head.dropout < 1:
-        yield f"head.dropout {spec.head.dropout} is not in [0, 1)"
-    if not _is_number(spec.norm.eps) or not spec.norm.eps > 0:
-        yield f"norm.eps {spec.norm.eps} is not above 0"
-    if not _is_number(spec.norm.momentum) or not 0 <= spec.norm.momentum <= 1:
-        yield f"norm.momentum {spec.norm.momentum} is not in [0, 1]"
+        yield from conv_problems(f"blocks.{index}", block)
+        yield from block_problems(f"blocks.{index}", block)
+    yield from positive("input_size", spec.input_size)
+    yield from positive("input_width", spec.input_width)
+    yield from positive("in_channels", spec.in_channels)
+    yield from choice("padding", spec.padding, Padding)
+    yield from spec.norm.problems("norm")
+    yield from spec.head.problems(list(_taps(spec)))
 
 
-def _conv_problems(where: str, conv: Conv | Block) -> Iterator[str]:
-    yield from _positive(f"{where}.out", conv.out)
-    yield from _choice(f"{where}.act", conv.act, Activation)
-    if conv.se is not None:
-        yield from _choice(f"{where}.se", conv.se, Excite)
-    if not isinstance(conv.kernel, int) or conv.kernel % 2 == 0 or conv.kernel < 1:
-        yield f"{where}.kernel {conv.kernel} is not an odd size"
-    if conv.stride not in (1, 2):
-        yield f"{where}.stride {conv.stride} is neither 1 nor 2"
-
-
-def _block_problems(where: str, block: Block) -> Iterator[str]:
-    yield from _positive(f"{where}.expand", block.expand)
-    yield from _choice(f"{where}.op", block.op, Op)
-    yield from _choice(f"{where}.skip", block.skip, Skip)
-    if block.op == "fused" and block.expand is None:
-        yield f"{where} is fused and needs 'expand'"
-    if block.op == "separable" and (block.expand is not None or block.se is not None):
-        yield f"{where} is separable and takes neither 'expand' nor 'se'"
-    if block.op == "conv" and block.expand is not None:
-        yield f"{where} is conv and takes no 'expand'"
-
-
-def _positive(where: str, value: int | None) -> Iterator[str]:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        yield f"{where} {value!r} is not a positive whole number"
-
-
-def _choice(where: str, value: str, kind: Any) -> Iterator[str]:
-    if value not in get_args(kind):
-        yield f"{where}: {unknown('value', str(value), get_args(kind))}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+def _taps(spec: NetSpec) -> Iterator[str]:
+    """The layers of the backbone that a head may begin with, by name."""
+    for index, block in enumerate(spec.blocks):
+        for part in block.parts:
+            yield f"blocks.{index}.{part}"
+        yield f"blocks.{index}"
+    if spec.last is not None:
+        yield "last"
 
 
 def difference(old: NetSpec, new: NetSpec) -> list[str]:

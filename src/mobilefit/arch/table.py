@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mobilefit.arch.spec import Activation, Block, Conv, NetSpec
+from mobilefit.arch.cost import Layer
+from mobilefit.arch.heads import Task
+from mobilefit.arch.rows import Activation, Block, Conv
+from mobilefit.arch.spec import NetSpec
 
 _NL: dict[Activation, str] = {
     "relu": "RE", "relu6": "R6", "hard_swish": "HS", "swish": "SW", "none": "-",
@@ -31,34 +34,49 @@ def _align(cell: str, width: int, column: int) -> str:
 
 
 def _rows(spec: NetSpec) -> Iterator[tuple[str, ...]]:
-    size, inputs = spec.input_size, spec.in_channels
+    cost = spec.cost()
     items: list[tuple[str, Conv | Block]] = [("stem", spec.stem)]
     items += [(f"blocks.{i}", block) for i, block in enumerate(spec.blocks)]
     items += [("last", spec.last)] if spec.last is not None else []
+    inputs = spec.in_channels
     for number, (name, row) in enumerate(items):
-        cost = spec.cost().of(name)
+        own = cost.of(name)
         expand = row.expand if isinstance(row, Block) else None
         yield (
-            str(number), f"{size}² x {inputs}", _operator(row), str(expand or "-"), str(row.out),
+            str(number), _map(own.layers[0], inputs), _operator(row), str(expand or "-"), str(row.out),
             "x" if row.se else "-", _NL[row.act], str(row.stride),
-            f"{cost.params:,}", f"{cost.madds:,}",
+            f"{own.params:,}", f"{own.madds:,}",
         )  # fmt: skip
-        size, inputs = -(-size // row.stride), row.out
-    yield from _head_rows(spec, len(items), size, inputs)
+        inputs = row.out
+    for number, layer in enumerate(cost.of("head").layers, len(items)):
+        yield _head_row(str(number), layer, spec.task)
 
 
-def _head_rows(spec: NetSpec, number: int, size: int, inputs: int) -> Iterator[tuple[str, ...]]:
-    yield (str(number), f"{size}² x {inputs}", f"pool, {size}x{size}", *["-"] * 7)
-    for name, act in (("head.hidden", spec.head.act), ("head.logits", "none")):
-        for layer in spec.cost().of(name).layers:
-            number += 1
-            yield (
-                str(number), f"1² x {layer.inputs}", "conv2d 1x1, NBN", "-", str(layer.out), "-",
-                _NL[act], "1", f"{layer.params:,}", f"{layer.madds:,}",
-            )  # fmt: skip
+def _map(layer: Layer, channels: int) -> str:
+    square = layer.size == layer.columns
+    return f"{layer.size}² x {channels}" if square else f"{layer.size} x {layer.columns} x {channels}"
+
+
+def _head_row(number: str, layer: Layer, task: Task) -> tuple[str, ...]:
+    if layer.kind == "pool":
+        whole = layer.out_size == layer.out_columns == 1
+        what = f"pool, {layer.size}x{layer.columns}" if whole else f"pool to {layer.out_size}x{layer.out_columns}"
+        return (number, _map(layer, layer.inputs), what, *["-"] * 7)
+    dense = "conv2d 1x1, NBN" if layer.kind == "linear" else f"conv2d {layer.kernel}x{layer.kernel}"
+    what = f"depthwise {layer.kernel}x{layer.kernel}" if layer.kind == "depthwise" else dense
+    named = what if task == "classify" else f"{layer.name.removeprefix('head.')}: {what}"
+    stride = str(layer.stride)
+    return (
+        number, _map(layer, layer.inputs), named, "-", str(layer.out), "-", _NL[layer.act], stride,
+        f"{layer.params:,}", f"{layer.madds:,}",
+    )  # fmt: skip
 
 
 def _operator(row: Conv | Block) -> str:
     names = {"conv": "conv2d", "inverted": "bneck", "fused": "fused bneck", "separable": "separable"}
     op, skip = ("conv", "identity") if isinstance(row, Conv) else (row.op, row.skip)
-    return f"{names[op]} {row.kernel}x{row.kernel}" + (", pool skip" if skip == "pool" else "")
+    dilation = 1 if isinstance(row, Conv) else row.dilation
+    return (
+        f"{names[op]} {row.kernel}x{row.kernel}" + (f", dilation {dilation}" if dilation > 1 else "")
+        + (", pool skip" if skip == "pool" else "")
+    )

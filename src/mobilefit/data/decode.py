@@ -139,9 +139,13 @@ def centre_box(size: tuple[int, int], fraction: float) -> Box:
     )
 
 
-def resample(image: Image.Image, box: Box, resolution: int) -> Pixels:
-    """Bring ``box`` of an L or RGB image to a square: uint8 [resolution, resolution, channels]."""
+def resample(image: Image.Image, box: Box, resolution: int, width: int | None = None) -> Pixels:
+    """Bring ``box`` of an L or RGB image to so many pixels: uint8 [resolution, width, channels].
+
+    Args:
+        width: columns; the same as ``resolution`` when left out.
+    """
     assert image.mode in _MODES_8_BIT, image.mode
-    size = (resolution, resolution)
+    size = (width or resolution, resolution)
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
     return pixels if pixels.ndim == 3 else pixels[..., None]

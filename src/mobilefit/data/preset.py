@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ from PIL import Image
 from mobilefit.data.decode import BadImageError, Pixels, centre_box, read_image, resample, to_rgb
 from mobilefit.errors import InputError, unknown
 
+Fit = Literal["crop", "stretch"]
 Triple = tuple[float, float, float]
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Central square, bilinear antialiased resize, then ``(value / 255 - mean) / std``.
+    """Central square (or the whole image), bilinear antialiased resize, then ``(value / 255 - mean) / std``.
 
     The defaults are the Inception preprocessing that MobileNetV3 was evaluated with (TF-slim
     ``inception_preprocessing.py``: central crop 0.875, bilinear, [-1, 1]), except that the crop is
@@ -39,11 +40,22 @@ class Preset:
     """Of R, G, B on the scale of 0 to 1."""
     crop_fraction: float = 0.875
     """Side of the central square as a part of the short side; 1.0 for tiny images."""
+    width: int | None = None
+    """Columns of the network's input in pixels; ``None``: square."""
+    fit: Fit = "crop"
+    """``crop``: the central square; ``stretch``: the whole image, whatever its sides, as detectors and
+    segmenters are given it (TensorFlow's fixed-shape resizer, torchvision's ``ssdlite320``)."""
 
     def __post_init__(self) -> None:
         problems = []
         if self.resolution < 1:
             problems.append(f"resolution is {self.resolution}, must be 1 or more")
+        if self.width is not None and self.width < 1:
+            problems.append(f"width is {self.width}, must be 1 or more")
+        if self.fit not in get_args(Fit):
+            problems.append(f"fit is '{self.fit}', must be one of {', '.join(get_args(Fit))}")
+        if self.fit == "crop" and self.width not in (None, self.resolution):
+            problems.append("a central square has no width of its own: fit must be 'stretch'")
         if not 0 < self.crop_fraction <= 1:
             problems.append(f"crop_fraction is {self.crop_fraction}, must be in (0, 1]")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
@@ -51,8 +63,13 @@ class Preset:
         if problems:
             raise InputError("bad preset: " + "; ".join(problems))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the network's input in pixels."""
+        return self.resolution, self.width or self.resolution
+
     def apply(self, image: Image.Image | Path | str) -> Floats:
-        """One image as the network takes it: float32 [resolution, resolution, 3].
+        """One image as the network takes it: float32 [height, width, 3].
 
         Exactly what an evaluation batch holds for the same image.
 
@@ -63,11 +80,13 @@ class Preset:
         return np.ascontiguousarray(planes[0].transpose(1, 2, 0))
 
     def pixels(self, image: Image.Image | Path | str) -> Pixels:
-        """The image before normalisation: uint8 [resolution, resolution, 3]."""
+        """The image before normalisation: uint8 [height, width, 3]."""
         try:
             rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))
         except BadImageError as error:
             raise InputError(f"cannot use the image: {error}") from error
+        if self.fit == "stretch":
+            return resample(rgb, (0, 0, *rgb.size), *self.shape)
         return resample(rgb, centre_box(rgb.size, self.crop_fraction), self.resolution)
 
     def normalise(self, values: Floats) -> Floats:
@@ -85,7 +104,8 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        plain = {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {key: value for key, value in plain.items() if (key, value) not in _USUAL.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preset:
@@ -98,7 +118,7 @@ class Preset:
         for key in values:
             if key not in fields:
                 raise unknown("preset field", key, fields)
-        missing = [name for name in fields if name not in values]
+        missing = [name for name in fields if name not in values and name not in _USUAL]
         if missing:
             raise InputError(f"the preset lacks {', '.join(missing)}")
         try:
@@ -107,9 +127,15 @@ class Preset:
                 mean=_triple(values["mean"]),
                 std=_triple(values["std"]),
                 crop_fraction=float(values["crop_fraction"]),
+                width=None if values.get("width") is None else int(values["width"]),
+                fit=values.get("fit", _USUAL["fit"]),
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"bad preset: {error}") from error
+
+
+_USUAL: dict[str, Any] = {"width": None, "fit": "crop"}
+"""Fields that are written only where they are otherwise."""
 
 
 def _triple(values: Any) -> Triple:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mobilefit import arch
 from mobilefit.arch import NetSpec
+from mobilefit.arch.rows import Padding
 from mobilefit.arch.scaling import WidthRules
-from mobilefit.arch.spec import Padding
 from mobilefit.jobs.model import spec_of
 from mobilefit.jobs.options import option
 

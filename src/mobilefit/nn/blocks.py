@@ -6,8 +6,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mobilefit.arch.rows import Block, Conv
 from mobilefit.arch.scaling import reduced_width
-from mobilefit.arch.spec import Block, Conv, NetSpec
+from mobilefit.arch.spec import NetSpec
 from mobilefit.nn.layers import ConvNormAct, MaxPool2d, SqueezeExcite
 
 
@@ -24,7 +25,7 @@ class Row(nn.Sequential):
         self.drop_path = 0.0
         """Stochastic depth: the probability, in training, that an image takes the shortcut alone."""
         make = partial(ConvNormAct, padding=spec.padding, norm=spec.norm)
-        spatial = partial(make, kernel=block.kernel, stride=block.stride)
+        spatial = partial(make, kernel=block.kernel, stride=block.stride, dilation=block.dilation)
         wide = block.width(inputs)
         if self.residual and block.skip == "pool":
             self.pool = MaxPool2d(block.stride)
@@ -48,10 +49,14 @@ class Row(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, H/stride, W/stride]``."""
+        return self.shown(x, {})
+
+    def shown(self, x: Tensor, seen: dict[str, Tensor]) -> Tensor:
+        """The same; ``seen`` is filled with what each layer gives, by its name."""
         kept = self.pool(x) if hasattr(self, "pool") else x
         out = x
-        for _, layer in self.layers():
-            out = layer(out)
+        for name, layer in self.layers():
+            out = seen[name] = layer(out)
         if not self.residual:
             return out
         if self.training and self.drop_path:

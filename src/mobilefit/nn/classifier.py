@@ -20,7 +20,7 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
-        head = spec.head
+        head = spec.classifier
         width = spec.widths[-1] if spec.last is None else spec.last.out
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten(1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mobilefit import arch
 from mobilefit.arch import NetSpec
-from mobilefit.arch.spec import Padding
+from mobilefit.arch.rows import Padding
 from mobilefit.errors import InputError, unknown
 from mobilefit.nn.weights import layer_widths, listed, mismatches, read_weights, rows
 from mobilefit.progress import Voice

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mobilefit.arch.rows import Activation, BatchNorm, Padding
 from mobilefit.arch.scaling import Excite
-from mobilefit.arch.spec import Activation, BatchNorm, Padding
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -30,10 +30,11 @@ class Conv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, inputs: int, out: int, kernel: int, stride: int, groups: int, padding: Padding
-    ) -> None:
+        self, inputs: int, out: int, kernel: int, stride: int, groups: int, padding: Padding,
+        dilation: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__(
-            inputs, out, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False
+            inputs, out, kernel, stride, (kernel - 1) // 2 * dilation, dilation, groups, bias=False
         )
         self.same = padding == "same"
 
@@ -69,11 +70,11 @@ class ConvNormAct(nn.Sequential):
     """Convolution, batch norm, activation: ``[N, in, H, W]`` to ``[N, out, H/s, W/s]``."""
 
     def __init__(
-        self, inputs: int, out: int, *, kernel: int = 1, stride: int = 1, groups: int = 1,
-        act: Activation, padding: Padding, norm: BatchNorm,
+        self, inputs: int, out: int, *, kernel: int = 1, stride: int = 1, dilation: int = 1,
+        groups: int = 1, act: Activation, padding: Padding, norm: BatchNorm,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = Conv2d(inputs, out, kernel, stride, groups, padding)
+        self.conv = Conv2d(inputs, out, kernel, stride, groups, padding, dilation)
         self.norm = nn.BatchNorm2d(out, eps=norm.eps, momentum=norm.momentum)
         self.act = activation(act)
 
@@ -96,3 +97,39 @@ class SqueezeExcite(nn.Module):
         """``[N, C, H, W]`` to the same shape."""
         gate: Tensor = self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
         return x * gate
+
+
+class ResizeLike(nn.Module):
+    """Bilinear resizing of a map to another's size.
+
+    Args:
+        align_corners: whether the corners' centres stay in their places (TensorFlow's DeepLab), or the
+            map's edges (torchvision).
+    """
+
+    def __init__(self, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """``[N, C, h, w]`` to ``[N, C, H, W]``, the height and width of ``like``."""
+        return functional.interpolate(
+            x, size=like.shape[2:], mode="bilinear", align_corners=self.align_corners
+        )
+
+
+class Rows(nn.Module):
+    """A predictor's map as rows, one for each anchor of each place: places row by row, and the anchors
+    of a place in a row.
+
+    Args:
+        outputs: numbers of an anchor; they lie together among the channels.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, anchors * outputs, H, W]`` to ``[N, H * W * anchors, outputs]``."""
+        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilefit.arch import FAMILY, difference
-from mobilefit.arch.spec import BatchNorm, Block, NetSpec, Padding
+from mobilefit.arch.heads import ClassifierHead
+from mobilefit.arch.rows import BatchNorm, Block, Padding
+from mobilefit.arch.spec import NetSpec
 from mobilefit.errors import InputError
 from mobilefit.nn.blocks import Row
 from mobilefit.nn.classifier import Network, build
@@ -278,8 +280,7 @@ def layer_widths(spec: NetSpec) -> dict[str, int]:
     widths: dict[str, int | None] = {"stem.out": spec.stem.out}
     for index, block in enumerate(spec.blocks):
         widths |= {f"blocks.{index}.expand": block.expand, f"blocks.{index}.out": block.out}
-    widths |= {"last.out": None if spec.last is None else spec.last.out,
-               "head.hidden": spec.head.hidden}  # fmt: skip
+    widths |= {"last.out": None if spec.last is None else spec.last.out, **spec.head.widths}
     return {place: width for place, width in widths.items() if width is not None}
 
 
@@ -290,12 +291,11 @@ def rows(spec: NetSpec) -> NetSpec:
         return None if width is None else 1
 
     return replace(
-        spec, name="rows", input_size=1, padding="same", norm=BatchNorm(),
+        spec, name="rows", input_size=1, input_width=None, padding="same", norm=BatchNorm(),
         stem=replace(spec.stem, out=1, scaling="always"),
         blocks=tuple(replace(b, out=1, expand=bare(b.expand)) for b in spec.blocks),
         last=None if spec.last is None else replace(spec.last, out=1, scaling="always"),
-        head=replace(spec.head, hidden=bare(spec.head.hidden), num_classes=1, dropout=0.0,
-                     scaling="always"),
+        head=spec.head.bare(),
     )  # fmt: skip
 
 
@@ -335,7 +335,7 @@ def _fitted(spec: NetSpec, state: Mapping[str, Tensor]) -> NetSpec:
         head=replace(
             head, hidden=width("head.hidden", head.hidden),
             num_classes=width("head.logits", head.num_classes),
-        ),
+        ) if isinstance(head, ClassifierHead) else head,
     )  # fmt: skip
 
 
@@ -454,7 +454,7 @@ _TIMM_SEPARABLE = _TIMM_INVERTED | {"bn1": "depthwise.norm", "conv_pw": "project
 
 def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
     rows = _in_order(state, r"blocks\.(\d+)\.(\d+)\.")
-    hidden = network.spec.head.hidden is not None
+    hidden = network.spec.classifier.hidden is not None
     head = {"conv_stem": "backbone.stem.conv", "bn1": "backbone.stem.norm",
             "conv_head": "head.hidden" if hidden else "backbone.last.conv",
             "bn2": "backbone.last.norm", "classifier": "head.logits"}  # fmt: skip

@@ -24,7 +24,8 @@ from typing import Any, Literal, get_args
 
 from mobilefit import arch
 from mobilefit.arch import Block, Conv, NetSpec
-from mobilefit.arch.spec import Activation, Skip, from_mapping
+from mobilefit.arch.rows import Activation, Skip
+from mobilefit.arch.spec import from_mapping
 from mobilefit.errors import InputError, did_you_mean, unknown
 from mobilefit.runs import read_json
 from mobilefit.search.strategy import Tokens

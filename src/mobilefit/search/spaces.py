@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mobilefit.arch import Block, Conv, spec
-from mobilefit.arch.spec import Activation
+from mobilefit.arch.rows import Activation
 from mobilefit.errors import unknown
 from mobilefit.search.space import BlockChoices, Space, Stem, Tail
 
