@@ -22,7 +22,7 @@ import torch
 from mobilefit import runs
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.train import plan, run
+from mobilefit.train import classify, plan, run
 from mobilefit.train.checkpoint import load_checkpoint, save_checkpoint
 from mobilefit.train.trainer import Trainer
 
@@ -122,7 +122,7 @@ def test_ctrl_c_waits_for_the_step_and_its_row(
 ) -> None:  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        interrupting(patch, run, name, at, lambda: signal.raise_signal(signal.SIGINT))
+        interrupting(patch, classify if name == "evaluate" else run, name, at, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path, checkpoint_every=5)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -140,7 +140,7 @@ def test_a_second_ctrl_c_does_not_wait(
         raise AssertionError("the second one should have come through")
 
     with monkeypatch.context() as patch:
-        interrupting(patch, run, "evaluate", 2, twice)
+        interrupting(patch, classify, "evaluate", 2, twice)
         with pytest.raises(KeyboardInterrupt):
             train(network(), tmp_path, checkpoint_every=5)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["step"] == 10

@@ -37,6 +37,10 @@ class Evaluation:
     losses: npt.NDArray[np.float32]
     """[count]: cross-entropy, nats."""
 
+    def row(self) -> dict[str, float]:
+        """What the history of a training keeps of it."""
+        return {"val_top1": self.top1, "val_loss": self.loss}
+
 
 def evaluation_of(
     logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]

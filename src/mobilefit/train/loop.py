@@ -12,28 +12,32 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mobilefit.data import ImageSet, Preset, by_workers
+from mobilefit.data import Preset, by_workers
 from mobilefit.data.images import worker_count
 from mobilefit.errors import InputError
-from mobilefit.runs import sha256, write_atomic
+from mobilefit.runs import write_atomic
 from mobilefit.train.checkpoint import CHECKPOINT, Identity
+from mobilefit.train.classify import Classify
 from mobilefit.train.loss import Teacher
 from mobilefit.train.plan import Plan, plan_for
 from mobilefit.train.ranks import open_fabric
 from mobilefit.train.recipe import Recipe
-from mobilefit.train.run import METRICS, Board, FitResult, Run, feed_for
-from mobilefit.train.trainer import Trainer, borrowed, prepare, require_outputs
+from mobilefit.train.run import METRICS, Board, FitResult, Run
+from mobilefit.train.task import Task
+from mobilefit.train.trainer import Trainer, borrowed, prepare
 
 MOST_WORKERS = 16
+CLASSIFY = Classify()
 
 
 def fit(
     net: nn.Module,
-    train_set: ImageSet,
+    train_set: Any,
     *,
     preset: Preset,
     recipe: Recipe,
-    validation: ImageSet | None = None,
+    task: Task = CLASSIFY,
+    validation: Any | None = None,
     seed: int = 0,
     steps: int | None = None,
     out: Path | None = None,
@@ -54,11 +58,12 @@ def fit(
     threads and processes, bit for bit. The caller's random state is left alone.
 
     Args:
-        net: float [N, 3, H, W] to logits [N, k]. At the end it holds the averaged weights if the
+        net: float [N, 3, H, W] to what the task wants, logits [N, k] say. At the end it holds the averaged weights if the
             recipe averages, and is in the mode and on the device that it came in and on.
-        train_set: at least two images. With fewer than a batch, each step takes them all.
+        train_set: at least two images, an ``ImageSet`` or what else the task has. With fewer than a batch, each step takes them all.
         preset: how an image becomes the network's input.
         recipe: how to train.
+        task: what the images' truth is, how it is learnt and how the network is judged.
         validation: evaluated after each epoch and at the end, with the averaged weights if any.
         seed: for the order of the images, augmentation, mixing and dropout.
         steps: optimizer steps, in place of the recipe's epochs.
@@ -90,19 +95,21 @@ def fit(
     recipe = _batch_within(recipe, len(train_set))
     plan = plan_for(train_set, recipe, steps, checkpoint_every)
     _require_parts(recipe, fabric)
-    require_outputs(net, [train_set] if validation is None else [train_set, validation])
+    task.require(net, [train_set] if validation is None else [train_set, validation])
     folder = _open_folder(out, resume, keep) if fabric.is_global_zero or resume else out
     with borrowed(net, recipe, fabric):
-        trainer = Trainer(fabric, net, recipe, plan, seed, train_set.labels, teacher)
+        objective = task.objective(net, train_set, recipe, teacher, fabric.device)
+        trainer = Trainer(fabric, net, recipe, plan, seed, objective)
         run = Run(
             trainer=trainer,
+            task=task,
             train_set=train_set,
             validation=validation,
             preset=preset,
             folder=folder,
             keep=keep,
             workers=_workers(workers, fabric),
-            identity=_identity(net, train_set, preset, recipe, plan, seed, fabric),
+            identity=_identity(net, train_set, preset, recipe, plan, seed, fabric, task),
         )
         if resume:
             run.resume()
@@ -158,16 +165,16 @@ def _open_folder(out: Path | None, resume: bool, keep: int) -> Path | None:
 
 
 def _identity(
-    net: nn.Module, train_set: ImageSet, preset: Preset, recipe: Recipe, plan: Plan, seed: int,
-    fabric: Fabric,
+    net: nn.Module, train_set: Any, preset: Preset, recipe: Recipe, plan: Plan, seed: int,
+    fabric: Fabric, task: Task,
 ) -> Identity:  # fmt: skip
     """Everything that two runs must share to take the same steps; ``epochs`` is in ``steps``."""
     aside = ("epochs", "name", "source")
     settings = {key: value for key, value in recipe.to_dict().items() if key not in aside}
-    in_shards = {} if train_set.groups is None else {"processes": fabric.world_size}
+    in_shards = {} if getattr(train_set, "groups", None) is None else {"processes": fabric.world_size}
     return {
         "network": _network_id(net),
-        "images": f"{len(train_set)} ({sha256(train_set.labels.tobytes())[:12]})",
+        "images": task.identity(train_set),
         "preset": str(preset.to_dict()),
         "steps": plan.steps,
         "seed": seed,
@@ -188,21 +195,22 @@ class Stepper:
     """A training whose caller takes the steps, and may do other things in between.
 
     Args:
-        net, train_set, preset, recipe, steps, seed, accelerator: as of :func:`fit`; the network stays in
+        net, train_set, preset, recipe, steps, seed, accelerator, task: as of :func:`fit`; the network stays in
             training mode on the accelerator's device.
     """
 
     def __init__(
-        self, net: nn.Module, train_set: ImageSet, *, preset: Preset, recipe: Recipe, steps: int,
-        seed: int = 0, accelerator: str = "auto",
+        self, net: nn.Module, train_set: Any, *, preset: Preset, recipe: Recipe, steps: int,
+        seed: int = 0, accelerator: str = "auto", task: Task = CLASSIFY,
     ) -> None:  # fmt: skip
         recipe = _batch_within(recipe, len(train_set))
         plan = plan_for(train_set, recipe, steps, None)
         fabric = open_fabric(accelerator, recipe.precision)
         prepare(net, recipe)
-        self._trainer = Trainer(fabric, net, recipe, plan, seed, train_set.labels)
-        self._feed = feed_for(train_set, preset, recipe, seed, fabric)
-        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        objective = task.objective(net, train_set, recipe, None, fabric.device)
+        self._trainer = Trainer(fabric, net, recipe, plan, seed, objective)
+        self._feed = task.feed(train_set, preset, recipe, seed=seed)
+        self._batches: Iterator[tuple[Tensor, Any]] | None = None
 
     def step(self, lr: float | None = None) -> float:
         """Take the next step and return the loss before it.

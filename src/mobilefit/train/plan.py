@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 
-from mobilefit.data import ImageSet, batch_count
+from mobilefit.data import batch_count
 from mobilefit.errors import InputError
 from mobilefit.train.recipe import Recipe
 
@@ -37,7 +38,7 @@ class Plan:
 
 
 def plan_for(
-    train_set: ImageSet, recipe: Recipe, steps: int | None, checkpoint_every: int | None
+    train_set: Sized, recipe: Recipe, steps: int | None, checkpoint_every: int | None
 ) -> Plan:
     """The plan of a training.
 

@@ -6,14 +6,13 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from mobilefit.data import Feed, ImageSet, Preset, Sampling, by_workers
+from mobilefit.data import Preset, by_workers
 from mobilefit.nn import Network, save_weights
 from mobilefit.progress import Progress
 from mobilefit.runs import append_jsonl, read_jsonl, write_atomic
@@ -25,10 +24,9 @@ from mobilefit.train.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
-from mobilefit.train.evaluate import evaluate
 from mobilefit.train.interrupts import Interrupts
 from mobilefit.train.ranks import total
-from mobilefit.train.recipe import Recipe
+from mobilefit.train.task import Feed, Targets, Task
 from mobilefit.train.trainer import Trainer, TrainingDiverged
 
 METRICS = "metrics.jsonl"
@@ -52,24 +50,14 @@ class FitResult:
     """Mean training loss since the last but one row of the history; NaN without any row."""
     history: tuple[dict[str, float], ...]
     """The rows of ``metrics.jsonl``: step, epoch, loss, lr, images_per_s, data_wait (share of the time
-    that the network waited for images); val_top1, val_loss."""
+    that the network waited for images); with validation what the task tells: val_top1, val_loss."""
+    score: str = "val_top1"
+    """The number of a row that tells how good the network is."""
 
     @property
     def best(self) -> dict[str, float] | None:
         """The row with the best validation, the first of equals; ``None`` without validation."""
-        return best_row(self.history)
-
-
-def feed_for(
-    train_set: ImageSet, preset: Preset, recipe: Recipe, seed: int, fabric: Fabric
-) -> Feed:
-    """The batches of a training, this process's part of them."""
-    size = max(8, round(preset.resolution * recipe.train_scale))
-    return Feed(
-        train_set, replace(preset, resolution=size), recipe.batch_size, seed=seed,
-        augment=recipe.augmentation, rank=fabric.global_rank, ranks=fabric.world_size,
-        sampling=Sampling(repeats=recipe.repeats, balanced=recipe.balance == "sampling"),
-    )  # fmt: skip
+        return best_row(self.history, self.score)
 
 
 @dataclass(kw_only=True)
@@ -77,8 +65,9 @@ class Run:
     """A trainer going through its images, and what is recorded on the way."""
 
     trainer: Trainer
-    train_set: ImageSet
-    validation: ImageSet | None
+    task: Task
+    train_set: Any
+    validation: Any | None
     preset: Preset
     folder: Path | None
     keep: int
@@ -129,20 +118,24 @@ class Run:
             images_per_second=self._images / self._seconds if self._seconds else 0.0,
             loss=self.history[-1]["loss"] if self.history else math.nan,
             history=tuple(self.history),
+            score=self.task.score,
         )
 
     def _steps(self, interrupts: Interrupts, bar: Progress) -> None:
         trainer = self.trainer
-        feed = feed_for(self.train_set, self.preset, trainer.recipe, trainer.seed, trainer.fabric)
+        feed = self.task.feed(
+            self.train_set, self.preset, trainer.recipe, seed=trainer.seed,
+            rank=trainer.fabric.global_rank, ranks=trainer.fabric.world_size,
+        )  # fmt: skip
         pin = trainer.fabric.device.type == "cuda"
         marked = time.perf_counter()
-        for images, labels in by_workers(
+        for images, targets in by_workers(
             feed, range(trainer.done, trainer.plan.steps), self.workers, pin=pin
         ):
             waited = time.perf_counter() - marked
             lr = trainer.lr
             with interrupts.held():
-                loss = self._step(images, labels, feed)
+                loss = self._step(images, targets, feed)
                 taken, count = time.perf_counter() - marked, trainer.recipe.batch_size
                 self._window.add(loss, count, taken, waited)
                 self._images, self._seconds = self._images + count, self._seconds + taken
@@ -150,14 +143,14 @@ class Run:
                 self._record(lr, bar)
             marked = time.perf_counter()
 
-    def _step(self, images: Tensor, labels: Tensor, feed: Feed) -> float:
+    def _step(self, images: Tensor, targets: Targets, feed: Feed) -> float:
         try:
-            return self.trainer.step(images, labels)
+            return self.trainer.step(images, targets)
         except TrainingDiverged as error:
-            raise self._kept(error, images, labels, feed) from None
+            raise self._kept(error, images, targets, feed) from None
 
     def _kept(
-        self, error: TrainingDiverged, images: Tensor, labels: Tensor, feed: Feed
+        self, error: TrainingDiverged, images: Tensor, targets: Targets, feed: Feed
     ) -> TrainingDiverged:
         """The error, with the batch written beside the checkpoint for whoever looks into it."""
         if self.folder is None:
@@ -166,7 +159,7 @@ class Run:
         path = self.folder / (DIVERGED if rank == 0 else f"{Path(DIVERGED).stem}-{rank}.pt")
         names = list(self.train_set.subset(feed.chosen(trainer.done)).names)
         save_tensors(path, {"step": trainer.done + 1, "lr": trainer.lr, "images": images,
-                            "labels": labels, "names": names})  # fmt: skip
+                            "labels": targets, "names": names})  # fmt: skip
         return TrainingDiverged(f"{error.message}; its batch is in {path}", error.hint)
 
     def _record(self, lr: float, bar: Progress) -> None:
@@ -178,7 +171,7 @@ class Run:
                 append_jsonl(self.folder / METRICS, row)  # type: ignore[operator]
             if self.board is not None:
                 self.board.row(row)
-            bar.update(0, _note(row))
+            bar.update(0, _note(row, self.task.score))
         if plan.is_checkpoint(done):
             self._save()
 
@@ -200,14 +193,17 @@ class Run:
         if self.validation is not None and plan.is_validation(done):
             self.trainer.require_finite()
             with self.trainer.averaged():
-                found = evaluate(self.trainer.net, self.validation, self.preset, fabric=self.trainer.fabric)
-                row |= {"val_top1": found.top1, "val_loss": found.loss}
+                found = self.task.evaluate(
+                    self.trainer.net, self.validation, self.preset, fabric=self.trainer.fabric
+                )
+                row |= found.row()
                 self._keep_if_best(row)
         return row
 
     def _keep_if_best(self, row: dict[str, float]) -> None:
-        best = best_row(self.history)
-        better = best is None or row["val_top1"] > best["val_top1"]
+        score = self.task.score
+        best = best_row(self.history, score)
+        better = best is None or row[score] > best[score]
         if better and self.folder is not None and self._writes and isinstance(self.trainer.net, Network):
             save_weights(self.trainer.net, self.folder / BEST, preset=self.preset.to_dict())
 
@@ -236,15 +232,18 @@ class Board(Protocol):
         """No more rows come."""
 
 
-def best_row(history: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
-    """The row with the best validation, the first of equals; ``None`` without any."""
-    validated = [row for row in history if "val_top1" in row]
-    return dict(max(validated, key=lambda row: row["val_top1"])) if validated else None
+def best_row(history: Sequence[Mapping[str, float]], score: str) -> dict[str, float] | None:
+    """The row with the highest ``score``, the first of equals; ``None`` without any."""
+    validated = [row for row in history if score in row]
+    return dict(max(validated, key=lambda row: row[score])) if validated else None
 
 
-def _note(row: dict[str, float]) -> str:
+_SAID = {"val_top1": "top-1", "val_map50": "mAP@0.5", "val_miou": "mIoU"}
+
+
+def _note(row: dict[str, float], score: str) -> str:
     note = f"loss {row['loss']:.3f}"
-    return f"{note}, top-1 {100 * row['val_top1']:.1f} %" if "val_top1" in row else note
+    return f"{note}, {_SAID.get(score, score)} {100 * row[score]:.1f} %" if score in row else note
 
 
 @dataclass

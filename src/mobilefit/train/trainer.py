@@ -7,22 +7,19 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mobilefit.arch import NetSpec
-from mobilefit.data import ImageSet, class_weights
 from mobilefit.errors import InputError, MobilefitError
 from mobilefit.nn.blocks import Row
 from mobilefit.train import batchnorm
 from mobilefit.train.ema import EMA
-from mobilefit.train.loss import Criterion, Teacher, mixing
 from mobilefit.train.optim import learning_rate, make_optimizer, parts
 from mobilefit.train.plan import Plan
 from mobilefit.train.ranks import align, synchronized, total
 from mobilefit.train.recipe import Recipe
+from mobilefit.train.task import Objective, Targets
 
 
 class TrainingDiverged(MobilefitError):
@@ -40,25 +37,17 @@ class Trainer:
         recipe: how to train.
         plan: how long.
         seed: for dropout and mixing.
-        labels: int64 [n] of the training images.
-        teacher: images to logits, for a recipe with distillation.
+        objective: the loss; the network is on Fabric's device when it is made.
     """
 
     def __init__(
         self, fabric: Fabric, net: nn.Module, recipe: Recipe, plan: Plan, seed: int,
-        labels: np.ndarray, teacher: Teacher | None = None,
+        objective: Objective,
     ) -> None:  # fmt: skip
-        if recipe.distillation and teacher is None:
-            raise InputError("the recipe distils from a teacher, and there is none", "give fit a teacher")
         self.fabric, self.net, self.recipe, self.plan, self.seed = fabric, net, recipe, plan, seed
         self.done = 0
         net.to(fabric.device)  # before the optimizer sees the weights
-        outputs = outputs_of(net, labels)
-        self._mix = mixing(recipe, outputs)
-        weights = None
-        if recipe.balance == "loss":
-            weights = torch.from_numpy(class_weights(labels, outputs)).float().to(fabric.device)
-        self._loss = Criterion(recipe=recipe, teacher=teacher, class_weights=weights)
+        self._objective = objective
         self.optimizer = make_optimizer(net, recipe)
         self._rates = [group["lr_scale"] for group in self.optimizer.param_groups]
         compiled: nn.Module = torch.compile(net) if recipe.compile else net  # type: ignore[assignment]
@@ -71,12 +60,12 @@ class Trainer:
         """The learning rate of the next step."""
         return learning_rate(self.recipe, self.done, self.plan.steps, self.plan.steps_per_epoch)
 
-    def step(self, images: Tensor, labels: Tensor, lr: float | None = None) -> float:
+    def step(self, images: Tensor, targets: Targets, lr: float | None = None) -> float:
         """Take one step and return the loss before it, the mean over the images of all processes.
 
         Args:
             images: [n, 3, h, w], this process's part of the batch.
-            labels: int64 [n].
+            targets: the task's, for these images.
             lr: in place of the schedule's.
 
         Raises:
@@ -87,7 +76,7 @@ class Trainer:
         for group, scale in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * scale
         self.optimizer.zero_grad(set_to_none=True)
-        value = self._gradients(self._placed(images), labels.to(self.fabric.device, non_blocking=True))
+        value = self._gradients(self._placed(images), self._moved(targets))
         if not math.isfinite(value):
             raise self.diverged(f"the loss is {value}", rate)
         if self.recipe.clip_norm is not None:
@@ -101,19 +90,19 @@ class Trainer:
             self._ema.update()
         return value
 
-    def _gradients(self, images: Tensor, labels: Tensor) -> float:
+    def _gradients(self, images: Tensor, targets: Targets) -> float:
         """Gradients of the mean loss over the images of all processes, and that loss."""
         count = len(images)
-        if self._mix is not None:
-            images, labels = self._mix(images, labels)
+        images, targets = self._objective.mixed(images, targets)
         (of_all,) = total(self.fabric, count)
         losses = []
-        pieces = list(zip(images.tensor_split(self.recipe.accumulate), labels.tensor_split(self.recipe.accumulate)))
+        share = self.recipe.accumulate
+        pieces = list(zip(images.tensor_split(share), _split(targets, share), strict=True))
         for place, (some, theirs) in enumerate(pieces):
             with self.fabric.no_backward_sync(self._model, enabled=place < len(pieces) - 1):
-                logits = self._model(some)
+                outputs = self._model(some)
                 with self.fabric.autocast():  # for the teacher, whose forward pass is no Fabric's
-                    loss = self._loss(logits, theirs, some)
+                    loss = self._objective(outputs, theirs, some)
                 # DDP takes the mean over the processes of what is here their share of the whole.
                 self.fabric.backward(loss * (self.fabric.world_size / of_all))
             losses.append(loss.detach())
@@ -123,6 +112,11 @@ class Trainer:
     def _placed(self, images: Tensor) -> Tensor:
         kind = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         return images.to(self.fabric.device, memory_format=kind, non_blocking=True)
+
+    def _moved(self, targets: Targets) -> Targets:
+        if isinstance(targets, tuple):
+            return tuple(part.to(self.fabric.device, non_blocking=True) for part in targets)
+        return targets.to(self.fabric.device, non_blocking=True)
 
     def diverged(self, what: str, lr: float | None = None) -> TrainingDiverged:
         """The error that says at which step ``what`` is so, and what to do."""
@@ -177,16 +171,16 @@ class Trainer:
         self.done = int(state["step"])
 
 
+def _split(targets: Targets, parts: int) -> list[Any]:
+    if isinstance(targets, tuple):
+        return list(zip(*(each.tensor_split(parts) for each in targets), strict=True))
+    return list(targets.tensor_split(parts))
+
+
 def _mixed(*numbers: int) -> int:
     """One 63-bit seed from some numbers, far apart for neighbours."""
     factors = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
     return sum(number * factor for number, factor in zip(numbers, factors)) % 2**63
-
-
-def outputs_of(net: nn.Module, labels: np.ndarray) -> int:
-    """How many classes a network tells apart; of one without a spec, how many there are."""
-    spec = getattr(net, "spec", None)
-    return spec.head.num_classes if isinstance(spec, NetSpec) else int(labels.max(initial=0)) + 1
 
 
 @contextlib.contextmanager
@@ -254,18 +248,3 @@ def _regularised(net: nn.Module, recipe: Recipe) -> Iterator[None]:
             drop.p = p
         for row in rows:
             row.drop_path = 0.0
-
-
-def require_outputs(net: nn.Module, sets: list[ImageSet]) -> None:
-    """See that the network has an output for every label.
-
-    Raises:
-        InputError: it has not.
-    """
-    spec = getattr(net, "spec", None)
-    highest = max(int(images.labels.max(initial=0)) for images in sets)
-    if isinstance(spec, NetSpec) and highest >= spec.head.num_classes:
-        raise InputError(
-            f"label {highest} among the images, but the network has {spec.head.num_classes} outputs",
-            "build it with as many outputs as there are classes",
-        )
