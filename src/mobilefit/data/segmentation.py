@@ -1,0 +1,740 @@
+"""Images with a mask each: a class for every pixel.
+
+Layouts, all found by their folders:
+
+- Cityscapes as it is given out: see ``mobilefit.data.cityscapes``.
+- ``train/images`` and ``train/labels``, the same in ``val`` and ``test``. (CamVid as SegNet's tutorial
+  has it, once its masks are in ``labels``; its value 11 is to be ignored.)
+- ``images/train`` and ``labels/train``, the same with ``val`` and ``test``.
+- ``images`` and ``labels`` without parts: a fifth, chosen by the seed, is the test set.
+
+The masks' folder may be named ``labels``, ``masks`` or ``annotations``; ``training``, ``valid`` and
+``validation`` are understood. The parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test``
+the one that is there is the test set, and the held-out part comes from ``train``; with both, ``val`` is
+the held-out part. A ``test`` without masks is left aside. A mask has its image's name, but for the
+extension.
+
+**What the values mean.** Grey and palette masks hold values (of a palette: its indices; 16 bits are
+read as well). ``classes.txt`` beside the folders says what they are, one line each::
+
+    road                    the value after that of the line before, from 0 on
+    11 void                 this value
+    tree 0 128 0            this colour, in masks that are colour pictures
+    # and nothing           comments and empty lines are passed over
+
+A name of ``IGNORED_NAMES`` and every value of ``ignore`` stand for pixels that neither loss nor metric
+sees, and so does 255 unless a line names it. Without ``classes.txt`` the classes are 0 to the largest
+value in the training masks, named ``class 0`` and on.
+
+**The rule for bad files** is that of ``mobilefit.data.folder``: all images and masks are decoded when
+the data set is loaded; what is unreadable, lacks its mask or its image, or has a mask of another size
+is named, counted and skipped, within its limit. (There is no larger number from which on images are
+not looked at: the masks have to be read in any case.) A value or colour that no line explains is an error,
+since nothing else in the data set can be trusted then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from mobilefit.data import cityscapes
+from mobilefit.data.cityscapes import Colour, Files
+from mobilefit.data.classification import SkippedFile
+from mobilefit.data.decode import BadImageError, Pixels, decode
+from mobilefit.data.folder import TEST_FRACTION, check_bad, image_files
+from mobilefit.data.images import KEPT_BYTES, Indices, worker_count
+from mobilefit.data.splits import stratified
+from mobilefit.errors import InputError
+
+IGNORED = 255
+"""In a mask: a pixel that neither the loss nor the metric sees."""
+IGNORED_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
+"""Names in ``classes.txt`` for pixels of no class."""
+MOST_CLASSES = 255
+LARGEST = 65535
+"""Value in a mask: 16 bits."""
+CLASSES_FILE = "classes.txt"
+MASK_FOLDERS = ("labels", "masks", "annotations")
+PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+Mask = npt.NDArray[np.uint8]
+"""[h, w]: class indices, and ``IGNORED``."""
+Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
+"""[h, w]: what a mask file holds, values or (red x 256 + green) x 256 + blue."""
+
+_LAYOUTS = ("give train/images and train/labels, or images/train and labels/train, with val beside train, "
+            "or Cityscapes' leftImg8bit and gtFine")  # fmt: skip
+
+
+class Row(NamedTuple):
+    """A line of ``classes.txt``."""
+
+    value: int
+    name: str
+    colour: Colour | None = None
+    ignored: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What the values and colours of masks mean."""
+
+    names: tuple[str, ...]
+    """Of the classes; a label is an index into it."""
+    values: Mapping[int, int]
+    """From a value to its class or ``IGNORED``."""
+    colours: Mapping[int, int] = field(default_factory=dict)
+    """From a colour as in ``Codes`` to its class or ``IGNORED``."""
+    palette: tuple[Colour, ...] | None = None
+    """A colour for each class, where the data set has such."""
+
+    def of(self, coloured: bool) -> Mapping[int, int]:
+        """From what a mask file holds, colours or values, to classes and ``IGNORED``."""
+        return self.colours if coloured else self.values
+
+    @property
+    def told(self) -> str:
+        """All of it in one line, for fingerprints."""
+        return repr((self.names, sorted(self.values.items()), sorted(self.colours.items())))
+
+    def classes(self, mask: RawMask) -> Mask:
+        """The classes in a mask that holds nothing unknown."""
+        known = self.of(mask.coloured)
+        codes = np.array(sorted(known), np.int32)
+        classes = np.array([known[int(code)] for code in codes], np.uint8)
+        if mask.coloured:
+            return classes[np.searchsorted(codes, mask.codes)]
+        table = np.zeros(int(codes[-1]) + 1, np.uint8)
+        table[codes] = classes
+        return table[mask.codes]
+
+
+class RawMask(NamedTuple):
+    """A mask file as it is."""
+
+    codes: Codes
+    coloured: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An image and its mask."""
+
+    part: str
+    """"train", "val" or "test"."""
+    name: str
+    """What their paths have in common."""
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files of a data set, before any is read."""
+
+    root: Path
+    parts: tuple[str, ...]
+    """"train" and, where there are such, "val" and "test"."""
+    pairs: tuple[Pair, ...]
+    lone: tuple[SkippedFile, ...]
+    """Images without a mask and masks without an image."""
+    rows: tuple[Row, ...] | None
+    """What the masks hold; ``None``: nothing says it."""
+
+
+class _Read(NamedTuple):
+    """A pair that was read and is good."""
+
+    image: Image.Image
+    mask: RawMask
+    digest: str
+    """SHA-256 of both files' content."""
+
+
+class _Seen(NamedTuple):
+    """What is known of a good pair."""
+
+    pair: Pair
+    size: tuple[int, int]
+    """Width and height."""
+    counts: dict[int, int]
+    """Pixels of each code in the mask."""
+    coloured: bool
+    digest: str
+    kept: tuple[Pixels, RawMask] | None
+    """``None`` where memory did not suffice."""
+
+
+class SegmentationSet:
+    """Images with their masks in a fixed order; subsets share the pixels.
+
+    Args:
+        source: holds the pixels.
+        indices: int64 [n], where each image is in the source.
+    """
+
+    def __init__(self, source: _Source, indices: Indices) -> None:
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; a label is an index into them."""
+        return self._source.labels.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths of the images."""
+        return tuple(str(self._source.pairs[index].image) for index in self._indices)
+
+    @property
+    def pixels(self) -> Indices:
+        """Int64 [classes + 1], how many pixels each class has in all masks; the last: none (ignored)."""
+        return np.asarray(self._source.pixels[self._indices].sum(0))
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits of the images' and masks' content, the classes and the order."""
+        known = [self._source.labels.told, *(self._source.digests[index] for index in self._indices)]
+        return hashlib.sha256("\n".join(known).encode(errors="surrogateescape")).hexdigest()[:12]
+
+    def subset(self, indices: Sequence[int] | Indices) -> SegmentationSet:
+        """The images at these positions, in this order."""
+        return SegmentationSet(self._source, self._indices[np.asarray(indices, np.int64)])
+
+    def sample(self, index: int) -> tuple[Image.Image, Mask]:
+        """An image in RGB and its mask, uint8 [h, w], both of the image's own size.
+
+        Raises:
+            InputError: its file is not what it was when the data set was loaded.
+        """
+        return self._source.sample(int(self._indices[index]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationData:
+    """A data set with masks. No image is in two of the three sets."""
+
+    name: str
+    classes: tuple[str, ...]
+    """A label is an index into it."""
+    palette: tuple[Colour, ...] | None
+    """A colour for each class (red, green, blue), where the data set has such."""
+    train: SegmentationSet
+    holdout: SegmentationSet
+    """Set apart from training, to choose networks by: never the test set."""
+    test: SegmentationSet
+    skipped: tuple[SkippedFile, ...]
+    """Left out when loading."""
+    ignored: float
+    """Share of the pixels, 0 to 1, that loss and metric do not see."""
+    size: tuple[int, int]
+    """Median width and height of the images in pixels."""
+    fingerprint: str
+    """SHA-256 of the content (names, classes and files), whatever the split's seed."""
+
+
+def load_segmentation(
+    source: str | Path, *, seed: int = 0, holdout: float = 0.1, ignore: Iterable[int] = ()
+) -> SegmentationData:
+    """Load a data set for segmentation; see the module's text.
+
+    Args:
+        source: its folder.
+        seed: chooses what is held out, and the test set where the folder does not say.
+        holdout: part of the training images set apart to choose networks by, 0 to 0.5.
+        ignore: values in the masks that are of no class; the classes after them move up.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be used; the message says why.
+    """
+    if not 0 <= holdout <= 0.5:
+        raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
+    ignored = tuple(ignore)
+    listing = listed(Path(source))
+    seen, skipped = _look_at_all(listing)
+    check_bad(skipped, len(listing.pairs) + len(listing.lone), listing.root, "images and masks")
+    _check_enough(listing, seen, skipped, holdout)
+    labels = _labels(listing, seen, ignored)
+    _check_labels(listing.root, seen, labels)
+    pixels = np.stack([_pixels(one, labels) for one in seen])
+    images = _Source(seen, labels, pixels)
+    train, held, test = _divided([one.pair.part for one in seen], seed, holdout)
+    return SegmentationData(
+        name=listing.root.resolve().name,
+        classes=labels.names,
+        palette=labels.palette,
+        train=SegmentationSet(images, train),
+        holdout=SegmentationSet(images, held),
+        test=SegmentationSet(images, test),
+        skipped=tuple(skipped),
+        ignored=float(pixels[:, -1].sum() / pixels.sum()),
+        size=_median_size(seen),
+        fingerprint=_fingerprint(seen, labels),
+    )
+
+
+def listed(root: Path) -> Listing:
+    """Find the images and masks of a data set.
+
+    Raises:
+        InputError: the folder has no layout that is known, or ``classes.txt`` is wrong.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder", _LAYOUTS)
+    if cityscapes.is_cityscapes(root):
+        parts, train_ids = cityscapes.files(root)
+        return _paired(root, parts, _cityscapes_rows(train_ids))
+    parts = {
+        part: (_by_name(images), _by_name(masks)) for part, (images, masks) in _folders(root).items()
+    }
+    file = root / CLASSES_FILE
+    return _paired(root, parts, read_classes(file) if file.exists() else None)
+
+
+def _cityscapes_rows(train_ids: bool) -> tuple[Row, ...]:
+    if train_ids:
+        return tuple(Row(number, *row[1:]) for number, row in enumerate(cityscapes.ROWS))
+    rows = tuple(Row(*row) for row in cityscapes.ROWS)
+    others = set(range(cityscapes.LABEL_IDS)) - {row.value for row in rows}
+    return rows + tuple(Row(value, "void", ignored=True) for value in sorted(others))
+
+
+def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
+    """The folders of images and of masks by part, "train" first."""
+    if (root / "images").is_dir():
+        masks = _mask_folder(root)
+        found = _parts(root / "images")
+        if not found:
+            return {"train": (root / "images", masks)}
+        pairs = {part: (root / "images" / name, masks / name) for part, name in found.items()}
+    else:
+        pairs = {
+            part: (root / name / "images", _mask_folder(root / name, part == "test"))
+            for part, name in _parts(root).items()
+        }
+    if "train" not in pairs:
+        raise InputError(f"{root} holds no images with masks that could be found", _LAYOUTS)
+    if "test" in pairs and not pairs["test"][1].is_dir():
+        del pairs["test"]  # a benchmark's, whose truth is not given out
+    missing = [str(folder) for pair in pairs.values() for folder in pair if not folder.is_dir()]
+    if missing:
+        raise InputError(f"there is no {', no '.join(missing)}", _LAYOUTS)
+    return pairs
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    """The names of the parts' folders, as far as there are such."""
+    found = {part: [name for name in names if (folder / name).is_dir()] for part, names in PARTS.items()}
+    for names in found.values():
+        if len(names) > 1:
+            raise InputError(f"{folder} has both {names[0]} and {names[1]}", "keep one of them")
+    return {part: names[0] for part, names in found.items() if names}
+
+
+def _mask_folder(folder: Path, optional: bool = False) -> Path:
+    found = [folder / name for name in MASK_FOLDERS if (folder / name).is_dir()]
+    if len(found) > 1:
+        raise InputError(f"{folder} has both {found[0].name} and {found[1].name}", "keep one of them")
+    if not found and not optional:
+        raise InputError(
+            f"{folder} has no folder of masks", f"name it {' or '.join(MASK_FOLDERS)}, beside images"
+        )
+    return found[0] if found else folder / MASK_FOLDERS[0]
+
+
+def _by_name(folder: Path) -> Files:
+    """The image files under a folder by their paths in it, without extensions."""
+    files: Files = {}
+    for path in image_files(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise InputError(f"{files[name]} and {path} have one name", "rename or remove one of them")
+        files[name] = path
+    return files
+
+
+def _paired(root: Path, parts: dict[str, tuple[Files, Files]], rows: tuple[Row, ...] | None) -> Listing:
+    pairs, lone = [], []
+    for part, (images, masks) in parts.items():
+        for name in sorted(images.keys() | masks.keys()):
+            if name not in masks:
+                lone.append(SkippedFile(path=str(images[name]), why="it has no mask of its name"))
+            elif name not in images:
+                lone.append(SkippedFile(path=str(masks[name]), why="a mask without an image of its name"))
+            else:
+                pairs.append(Pair(part=part, name=name, image=images[name], mask=masks[name]))
+    return Listing(root=root, parts=tuple(parts), pairs=tuple(pairs), lone=tuple(lone), rows=rows)
+
+
+def read_classes(path: Path) -> tuple[Row, ...]:
+    """Read ``classes.txt``; the module's text says what it may hold.
+
+    Raises:
+        InputError: a line is no name, or a name, value or colour comes twice; all such lines are named.
+    """
+    rows: list[Row] = []
+    problems = []
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            row = _row(text, rows[-1].value + 1 if rows else 0)
+            problems += [f"line {number}: {what}" for what in _problems(row, rows)]
+            rows.append(row)
+    if not rows:
+        problems.append("it names no class")
+    if problems:
+        raise InputError(
+            f"{path}: {'; '.join(problems)}", "a line is 'name', 'value name' or 'name red green blue'"
+        )
+    return tuple(rows)
+
+
+def _row(text: str, value: int) -> Row:
+    """A line that is not empty; ``value`` is its value unless it says another."""
+    colour = None
+    if found := re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", text):
+        text, colour = found[1], (int(found[2]), int(found[3]), int(found[4]))
+    if found := re.fullmatch(r"(\d+)\s+(.*\D.*)", text):
+        value, text = int(found[1]), found[2]
+    return Row(value, text, colour, text.lower() in IGNORED_NAMES)
+
+
+def _problems(row: Row, before: list[Row]) -> Iterator[str]:
+    if row.name.isdigit():
+        yield f"'{row.name}' is no name"
+    if row.colour is not None and max(row.colour) > 255:
+        yield f"colour {row.colour} is beyond 255"
+    if row.value > LARGEST:
+        yield f"value {row.value} is beyond {LARGEST}"
+    for other in before:
+        if row.name == other.name and not row.ignored:
+            yield f"'{row.name}' comes twice"
+        if row.value == other.value:
+            yield f"value {row.value} is that of '{other.name}'"
+        if row.colour is not None and row.colour == other.colour:
+            yield f"colour {row.colour} is that of '{other.name}'"
+
+
+class _Source:
+    """The pixels of a data set, in memory as far as that goes."""
+
+    def __init__(self, seen: list[_Seen], labels: Labels, pixels: Indices) -> None:
+        self.labels = labels
+        self.pairs = [one.pair for one in seen]
+        self.digests = [one.digest for one in seen]
+        self.pixels = pixels
+        """Int64 [n, classes + 1], of each class and ignored."""
+        self._kept = [_classed(one.kept, labels) for one in seen]
+
+    def sample(self, index: int) -> tuple[Image.Image, Mask]:
+        """See :meth:`SegmentationSet.sample`."""
+        if (kept := self._kept[index]) is not None:
+            return Image.fromarray(kept[0]), kept[1]
+        read = _read(self.pairs[index], bool(self.labels.colours))
+        if isinstance(read, SkippedFile):
+            raise InputError(f"{read.path}, which was good when the data set was loaded: {read.why}")
+        if read.digest != self.digests[index]:
+            changed = f"{self.pairs[index].image} or its mask"
+            raise InputError(f"{changed} has changed since the data set was loaded", "start again")
+        return read.image, self.labels.classes(read.mask)
+
+
+def _classed(kept: tuple[Pixels, RawMask] | None, labels: Labels) -> tuple[Pixels, Mask] | None:
+    if kept is None:
+        return None
+    mask = labels.classes(kept[1])
+    mask.flags.writeable = False  # it is handed out as it is
+    return kept[0], mask
+
+
+def _look_at_all(listing: Listing) -> tuple[list[_Seen], list[SkippedFile]]:
+    """Every pair that is good, and all bad files. Decoding runs outside the GIL."""
+    seen, skipped, memory = [], list(listing.lone), KEPT_BYTES
+    look = partial(_look_at, coloured=any(row.colour for row in listing.rows or ()))
+    with ThreadPoolExecutor(worker_count()) as pool:
+        for found in pool.map(look, listing.pairs):
+            if isinstance(found, SkippedFile):
+                skipped.append(found)
+                continue
+            memory -= 4 * found.size[0] * found.size[1]
+            seen.append(found if memory >= 0 else found._replace(kept=None))
+    return seen, skipped
+
+
+def _look_at(pair: Pair, coloured: bool) -> _Seen | SkippedFile:
+    read = _read(pair, coloured)
+    if isinstance(read, SkippedFile):
+        return read
+    image, mask, digest = read
+    return _Seen(pair, image.size, _counts(mask), mask.coloured, digest, (np.asarray(image), mask))
+
+
+def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
+    """Read a pair to the end, or say which of its files is bad and why."""
+    path = pair.image
+    try:
+        data = path.read_bytes()
+        image, _ = decode(data)
+        digest = hashlib.sha256(data)
+        path = pair.mask
+        data = path.read_bytes()
+        mask = decode_mask(data, coloured=coloured)
+        digest.update(data)
+    except OSError as error:
+        return SkippedFile(path=str(path), why=f"cannot be read: {error.strerror}")
+    except BadImageError as error:
+        return SkippedFile(path=str(path), why=str(error))
+    height, width = mask.codes.shape
+    if (width, height) != image.size:
+        why = f"its image, {pair.image}, has {image.width}x{image.height} pixels and it {width}x{height}"
+        return SkippedFile(path=str(pair.mask), why=why)
+    return _Read(image, mask, digest.hexdigest())
+
+
+def decode_mask(data: bytes, *, coloured: bool = False) -> RawMask:
+    """Decode a whole mask file.
+
+    Args:
+        data: the file's content.
+        coloured: colours are known: a colour picture that shows grey alone is one of colours then,
+            and not one of values.
+
+    Raises:
+        BadImageError: empty, not an image, truncated, a JPEG, or of a kind that holds no labels.
+    """
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        file = Image.open(io.BytesIO(data))
+        if file.format == "JPEG":
+            raise BadImageError("a JPEG, whose compression changes labels; masks must be PNG")
+        file.load()
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise anything at all on damaged bytes
+        raise BadImageError(f"cannot be decoded: {error}") from error
+    if file.mode in ("RGB", "RGBA"):
+        return _of_colours(np.asarray(file)[..., :3], coloured)
+    return RawMask(_values(file, data), False)
+
+
+def _of_colours(pixels: Pixels, coloured: bool) -> RawMask:
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    if not coloured and np.array_equal(red, green) and np.array_equal(red, blue):
+        return RawMask(red.copy(), False)
+    return RawMask((red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True)
+
+
+def _values(file: Image.Image, data: bytes) -> Codes:
+    if file.mode in ("1", "P", "PA", "L", "LA"):
+        values = np.asarray(file).astype(np.uint8)
+        return (values if values.ndim == 2 else values[..., 0].copy()) // _stretch(file, data)
+    if not file.mode.startswith("I"):
+        raise BadImageError(f"its pixels are of the kind {file.mode}, which holds no labels")
+    wide = np.asarray(file).astype(np.int64)
+    if wide.min() < 0 or wide.max() > LARGEST:
+        raise BadImageError(f"values from {wide.min()} to {wide.max()}; labels are 0 to {LARGEST}")
+    return wide.astype(np.int32)
+
+
+def _stretch(file: Image.Image, data: bytes) -> int:
+    """By how much Pillow multiplies values: those of grey PNGs of 2 or 4 bits become 0 to 255."""
+    depth, kind = data[24:26]
+    return {2: 85, 4: 17}.get(depth, 1) if file.format == "PNG" and kind == 0 else 1
+
+
+def _counts(mask: RawMask) -> dict[int, int]:
+    codes = mask.codes.ravel()
+    if mask.coloured:
+        found, counts = np.unique(codes, return_counts=True)
+    else:
+        counts = np.bincount(codes)
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def _check_enough(
+    listing: Listing, seen: list[_Seen], skipped: list[SkippedFile], holdout: float
+) -> None:
+    """See that every part has as many good images as are needed."""
+    needed = dict.fromkeys(listing.parts, 1)
+    needed["train"] += (len(needed) == 1) + (len(needed) < 3 and holdout > 0)
+    for part, enough in needed.items():
+        count = sum(one.pair.part == part for one in seen)
+        if count < enough:
+            because = f"; bad: {skipped[0].path} ({skipped[0].why})" if skipped else ""
+            raise InputError(
+                f"{listing.root} has {count} usable images with masks in its {part} part, and needs {enough}{because}",
+                "a mask has its image's name, but for the extension",
+            )
+
+
+def _labels(listing: Listing, seen: list[_Seen], ignore: tuple[int, ...]) -> Labels:
+    """What the masks hold, by ``classes.txt`` or as they are.
+
+    Raises:
+        InputError: they hold colours that nothing explains, one class alone, or too many.
+    """
+    for value in ignore:
+        if not 0 <= value <= LARGEST:
+            raise InputError(f"the value to ignore is {value}, must be 0 to {LARGEST}")
+    coloured = [one.pair.mask for one in seen if one.coloured]
+    if coloured and not any(row.colour for row in listing.rows or ()):
+        raise InputError(
+            f"{coloured[0]}{_more(coloured)} is a colour picture, and nothing says which class a colour is",
+            f"write {listing.root / CLASSES_FILE} with a line 'name red green blue' for each class, "
+            "or save masks of class indices",
+        )
+    labels = labelled(listing.rows or _numbered(seen, ignore), ignore)
+    if len(labels.names) < 2:
+        raise InputError(
+            f"{listing.root} has one class alone, '{''.join(labels.names)}'; 255 stands for pixels left out",
+            "two or more are needed to tell apart; for an object and its ground saved as 255 and 0, "
+            "write classes.txt with the lines '0 ground' and '255 object'",
+        )
+    if len(labels.names) > MOST_CLASSES:
+        raise InputError(f"{listing.root} has {len(labels.names)} classes, and {MOST_CLASSES} are the most")
+    return labels
+
+
+def _numbered(seen: list[_Seen], ignore: tuple[int, ...]) -> tuple[Row, ...]:
+    """The classes of masks that nothing explains: 0 to the largest value in training."""
+    passed_over = {IGNORED, *ignore}
+    largest = [
+        (max(one.counts.keys() - passed_over, default=-1), one) for one in seen if one.pair.part == "train"
+    ]
+    value, one = max(largest, key=lambda found: found[0])
+    if value < 0:
+        raise InputError("no pixel of the training masks has a label that is not ignored")
+    if value >= MOST_CLASSES:
+        raise InputError(
+            f"{one.pair.mask} holds {value} at {_place(one, value)}, and nothing lists the classes, "
+            f"which are 0 to {MOST_CLASSES - 1} then",
+            f"list them in {CLASSES_FILE}, or leave these pixels out by --ignore-label {value}",
+        )
+    return tuple(Row(number, f"class {number}") for number in range(value + 1))
+
+
+def labelled(rows: Sequence[Row], ignore: Iterable[int] = ()) -> Labels:
+    """Number the classes that are not ignored, in the order of the rows."""
+    ignored = set(ignore)
+    values = dict.fromkeys([IGNORED, *ignored], IGNORED)
+    colours: dict[int, int] = {}
+    kept: list[Row] = []
+    for row in rows:
+        left_out = row.ignored or row.value in ignored
+        label = IGNORED if left_out else len(kept)
+        values[row.value] = label
+        if row.colour is not None:
+            colours[_code(*row.colour)] = label
+        kept += [row] * (not left_out)
+    palette = tuple(row.colour for row in kept if row.colour is not None)
+    return Labels(
+        names=tuple(row.name for row in kept),
+        values=values,
+        colours=colours,
+        palette=palette if len(palette) == len(kept) else None,
+    )
+
+
+def _check_labels(root: Path, seen: list[_Seen], labels: Labels) -> None:
+    """See that every mask holds what is known.
+
+    Raises:
+        InputError: it names the first mask with the value or colour and its place.
+    """
+    unknown = [(one, min(one.counts.keys() - labels.of(one.coloured).keys(), default=None)) for one in seen]
+    wrong = [(one, code) for one, code in unknown if code is not None]
+    if not wrong:
+        return
+    one, code = wrong[0]
+    found = f"{one.pair.mask}{_more(wrong)} holds"
+    place = f"at {_place(one, code)}"
+    if one.coloured:
+        raise InputError(f"{found} the colour {_colour(code)} {place}, which {CLASSES_FILE} does not name",
+                         f"add a line 'name red green blue' to {root / CLASSES_FILE}")  # fmt: skip
+    named = [value for value, label in labels.values.items() if label != IGNORED]
+    raise InputError(
+        f"{found} {code} {place}, but the {len(labels.names)} classes are labelled "
+        f"{min(named)} to {max(named)}",
+        f"name it in {CLASSES_FILE}, or leave its pixels out by --ignore-label {code}",
+    )
+
+
+def _more(items: Sequence[object]) -> str:
+    rest = len(items) - 1
+    return f" (and {rest} more mask{'s' * (rest > 1)})" if rest else ""
+
+
+def _place(one: _Seen, code: int) -> str:
+    """Where a mask first holds a value or a colour."""
+    mask = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured)
+    y, x = np.argwhere(mask.codes == code)[0]
+    return f"x {x}, y {y}"
+
+
+def _code(red: int, green: int, blue: int) -> int:
+    return (red << 16) | (green << 8) | blue
+
+
+def _colour(code: int) -> Colour:
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def _pixels(one: _Seen, labels: Labels) -> Indices:
+    """Int64 [classes + 1], the pixels of each class in a mask; the last: ignored."""
+    pixels, known = np.zeros(len(labels.names) + 1, np.int64), labels.of(one.coloured)
+    for code, count in one.counts.items():
+        pixels[-1 if known[code] == IGNORED else known[code]] += count
+    return pixels
+
+
+def _divided(parts: list[str], seed: int, holdout: float) -> tuple[Indices, Indices, Indices]:
+    """Positions for training, held out and for the test, as ``folder.divided`` has them."""
+    train, val, test = (np.flatnonzero([part == name for part in parts]) for name in PARTS)
+    if not len(test):
+        val, test = test, val
+    if not len(test):
+        train, test = _apart(train, TEST_FRACTION, seed)
+    if not len(val):
+        train, val = _apart(train, holdout, seed + 1)
+    return train, val, test
+
+
+def _apart(positions: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    stay, apart = stratified(np.zeros(len(positions), np.int64), fraction, seed)
+    return positions[stay], positions[apart]
+
+
+def _median_size(seen: list[_Seen]) -> tuple[int, int]:
+    width, height = np.median([one.size for one in seen], axis=0)
+    return int(width), int(height)
+
+
+def _fingerprint(seen: list[_Seen], labels: Labels) -> str:
+    known = [labels.told, *(f"{one.pair.part}\0{one.pair.name}\0{one.digest}" for one in seen)]
+    return hashlib.sha256("\n".join(known).encode(errors="surrogateescape")).hexdigest()
