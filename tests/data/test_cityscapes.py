@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mobilefit.data import cityscapes
-from mobilefit.data.segmentation import IGNORED, load_segmentation
+from mobilefit.data.masks import IGNORED
+from mobilefit.data.segmentation import load_segmentation
 from mobilefit.errors import InputError
 
 from .conftest import photo

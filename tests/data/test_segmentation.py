@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from mobilefit.data import segmentation as segmentation_module
+from mobilefit.data.masks import IGNORED
 from mobilefit.data.segmentation import (
-    IGNORED,
     SegmentationData,
     SegmentationSet,
     load_segmentation,

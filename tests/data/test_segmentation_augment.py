@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mobilefit.data.augment import recoloured
+from mobilefit.data.masks import IGNORED, Mask
 from mobilefit.data.preset import Preset, planar
-from mobilefit.data.segmentation import IGNORED, Mask
 from mobilefit.data.segmentation_augment import (
     DEEPLAB,
     LIGHT,

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mobilefit.data.masks import Colour
 from mobilefit.errors import InputError
 
-Colour = tuple[int, int, int]
 Files = dict[str, Path]
 """Files by what an image and its mask have in common."""
 

@@ -36,96 +36,45 @@ since nothing else in the data set can be trusted then.
 from __future__ import annotations
 
 import hashlib
-import io
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mobilefit.data import cityscapes
-from mobilefit.data.cityscapes import Colour, Files
+from mobilefit.data.cityscapes import Files
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode
 from mobilefit.data.folder import TEST_FRACTION, check_bad, image_files
 from mobilefit.data.images import KEPT_BYTES, Indices, worker_count
+from mobilefit.data.masks import (
+    CLASSES_FILE,
+    IGNORED,
+    LARGEST,
+    MOST_CLASSES,
+    Colour,
+    Labels,
+    Mask,
+    RawMask,
+    Row,
+    colour_of,
+    decode_mask,
+    labelled,
+    read_classes,
+)
 from mobilefit.data.splits import stratified
 from mobilefit.errors import InputError
 
-IGNORED = 255
-"""In a mask: a pixel that neither the loss nor the metric sees."""
-IGNORED_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
-"""Names in ``classes.txt`` for pixels of no class."""
-MOST_CLASSES = 255
-LARGEST = 65535
-"""Value in a mask: 16 bits."""
-CLASSES_FILE = "classes.txt"
 MASK_FOLDERS = ("labels", "masks", "annotations")
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
-Mask = npt.NDArray[np.uint8]
-"""[h, w]: class indices, and ``IGNORED``."""
-Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
-"""[h, w]: what a mask file holds, values or (red x 256 + green) x 256 + blue."""
-
 _LAYOUTS = ("give train/images and train/labels, or images/train and labels/train, with val beside train, "
             "or Cityscapes' leftImg8bit and gtFine")  # fmt: skip
-
-
-class Row(NamedTuple):
-    """A line of ``classes.txt``."""
-
-    value: int
-    name: str
-    colour: Colour | None = None
-    ignored: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """What the values and colours of masks mean."""
-
-    names: tuple[str, ...]
-    """Of the classes; a label is an index into it."""
-    values: Mapping[int, int]
-    """From a value to its class or ``IGNORED``."""
-    colours: Mapping[int, int] = field(default_factory=dict)
-    """From a colour as in ``Codes`` to its class or ``IGNORED``."""
-    palette: tuple[Colour, ...] | None = None
-    """A colour for each class, where the data set has such."""
-
-    def of(self, coloured: bool) -> Mapping[int, int]:
-        """From what a mask file holds, colours or values, to classes and ``IGNORED``."""
-        return self.colours if coloured else self.values
-
-    @property
-    def told(self) -> str:
-        """All of it in one line, for fingerprints."""
-        return repr((self.names, sorted(self.values.items()), sorted(self.colours.items())))
-
-    def classes(self, mask: RawMask) -> Mask:
-        """The classes in a mask that holds nothing unknown."""
-        known = self.of(mask.coloured)
-        codes = np.array(sorted(known), np.int32)
-        classes = np.array([known[int(code)] for code in codes], np.uint8)
-        if mask.coloured:
-            return classes[np.searchsorted(codes, mask.codes)]
-        table = np.zeros(int(codes[-1]) + 1, np.uint8)
-        table[codes] = classes
-        return table[mask.codes]
-
-
-class RawMask(NamedTuple):
-    """A mask file as it is."""
-
-    codes: Codes
-    coloured: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,61 +330,6 @@ def _paired(root: Path, parts: dict[str, tuple[Files, Files]], rows: tuple[Row, 
     return Listing(root=root, parts=tuple(parts), pairs=tuple(pairs), lone=tuple(lone), rows=rows)
 
 
-def read_classes(path: Path) -> tuple[Row, ...]:
-    """Read ``classes.txt``; the module's text says what it may hold.
-
-    Raises:
-        InputError: a line is no name, or a name, value or colour comes twice; all such lines are named.
-    """
-    rows: list[Row] = []
-    problems = []
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text and not text.startswith("#"):
-            row = _row(text, rows[-1].value + 1 if rows else 0)
-            problems += [f"line {number}: {what}" for what in _problems(row, rows)]
-            rows.append(row)
-    if not rows:
-        problems.append("it names no class")
-    if problems:
-        raise InputError(
-            f"{path}: {'; '.join(problems)}", "a line is 'name', 'value name' or 'name red green blue'"
-        )
-    return tuple(rows)
-
-
-def _row(text: str, value: int) -> Row:
-    """A line that is not empty; ``value`` is its value unless it says another."""
-    colour = None
-    if found := re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", text):
-        text, colour = found[1], (int(found[2]), int(found[3]), int(found[4]))
-    if found := re.fullmatch(r"(\d+)\s+(.*\D.*)", text):
-        value, text = int(found[1]), found[2]
-    return Row(value, text, colour, text.lower() in IGNORED_NAMES)
-
-
-def _problems(row: Row, before: list[Row]) -> Iterator[str]:
-    if row.name.isdigit():
-        yield f"'{row.name}' is no name"
-    if row.colour is not None and max(row.colour) > 255:
-        yield f"colour {row.colour} is beyond 255"
-    if row.value > LARGEST:
-        yield f"value {row.value} is beyond {LARGEST}"
-    for other in before:
-        if row.name == other.name and not row.ignored:
-            yield f"'{row.name}' comes twice"
-        if row.value == other.value:
-            yield f"value {row.value} is that of '{other.name}'"
-        if row.colour is not None and row.colour == other.colour:
-            yield f"colour {row.colour} is that of '{other.name}'"
-
-
 class _Source:
     """The pixels of a data set, in memory as far as that goes."""
 
@@ -512,60 +406,6 @@ def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
     return _Read(image, mask, digest.hexdigest())
 
 
-def decode_mask(data: bytes, *, coloured: bool = False) -> RawMask:
-    """Decode a whole mask file.
-
-    Args:
-        data: the file's content.
-        coloured: colours are known: a colour picture that shows grey alone is one of colours then,
-            and not one of values.
-
-    Raises:
-        BadImageError: empty, not an image, truncated, a JPEG, or of a kind that holds no labels.
-    """
-    if not data:
-        raise BadImageError("empty file")
-    try:
-        file = Image.open(io.BytesIO(data))
-        if file.format == "JPEG":
-            raise BadImageError("a JPEG, whose compression changes labels; masks must be PNG")
-        file.load()
-    except UnidentifiedImageError as error:
-        raise BadImageError("not an image") from error
-    except BadImageError:
-        raise
-    except Exception as error:  # decoders raise anything at all on damaged bytes
-        raise BadImageError(f"cannot be decoded: {error}") from error
-    if file.mode in ("RGB", "RGBA"):
-        return _of_colours(np.asarray(file)[..., :3], coloured)
-    return RawMask(_values(file, data), False)
-
-
-def _of_colours(pixels: Pixels, coloured: bool) -> RawMask:
-    red, green, blue = np.moveaxis(pixels, -1, 0)
-    if not coloured and np.array_equal(red, green) and np.array_equal(red, blue):
-        return RawMask(red.copy(), False)
-    return RawMask((red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True)
-
-
-def _values(file: Image.Image, data: bytes) -> Codes:
-    if file.mode in ("1", "P", "PA", "L", "LA"):
-        values = np.asarray(file).astype(np.uint8)
-        return (values if values.ndim == 2 else values[..., 0].copy()) // _stretch(file, data)
-    if not file.mode.startswith("I"):
-        raise BadImageError(f"its pixels are of the kind {file.mode}, which holds no labels")
-    wide = np.asarray(file).astype(np.int64)
-    if wide.min() < 0 or wide.max() > LARGEST:
-        raise BadImageError(f"values from {wide.min()} to {wide.max()}; labels are 0 to {LARGEST}")
-    return wide.astype(np.int32)
-
-
-def _stretch(file: Image.Image, data: bytes) -> int:
-    """By how much Pillow multiplies values: those of grey PNGs of 2 or 4 bits become 0 to 255."""
-    depth, kind = data[24:26]
-    return {2: 85, 4: 17}.get(depth, 1) if file.format == "PNG" and kind == 0 else 1
-
-
 def _counts(mask: RawMask) -> dict[int, int]:
     codes = mask.codes.ravel()
     if mask.coloured:
@@ -639,28 +479,6 @@ def _numbered(seen: list[_Seen], ignore: tuple[int, ...]) -> tuple[Row, ...]:
     return tuple(Row(number, f"class {number}") for number in range(value + 1))
 
 
-def labelled(rows: Sequence[Row], ignore: Iterable[int] = ()) -> Labels:
-    """Number the classes that are not ignored, in the order of the rows."""
-    ignored = set(ignore)
-    values = dict.fromkeys([IGNORED, *ignored], IGNORED)
-    colours: dict[int, int] = {}
-    kept: list[Row] = []
-    for row in rows:
-        left_out = row.ignored or row.value in ignored
-        label = IGNORED if left_out else len(kept)
-        values[row.value] = label
-        if row.colour is not None:
-            colours[_code(*row.colour)] = label
-        kept += [row] * (not left_out)
-    palette = tuple(row.colour for row in kept if row.colour is not None)
-    return Labels(
-        names=tuple(row.name for row in kept),
-        values=values,
-        colours=colours,
-        palette=palette if len(palette) == len(kept) else None,
-    )
-
-
 def _check_labels(root: Path, seen: list[_Seen], labels: Labels) -> None:
     """See that every mask holds what is known.
 
@@ -675,7 +493,7 @@ def _check_labels(root: Path, seen: list[_Seen], labels: Labels) -> None:
     found = f"{one.pair.mask}{_more(wrong)} holds"
     place = f"at {_place(one, code)}"
     if one.coloured:
-        raise InputError(f"{found} the colour {_colour(code)} {place}, which {CLASSES_FILE} does not name",
+        raise InputError(f"{found} the colour {colour_of(code)} {place}, which {CLASSES_FILE} does not name",
                          f"add a line 'name red green blue' to {root / CLASSES_FILE}")  # fmt: skip
     named = [value for value, label in labels.values.items() if label != IGNORED]
     raise InputError(
@@ -695,14 +513,6 @@ def _place(one: _Seen, code: int) -> str:
     mask = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured)
     y, x = np.argwhere(mask.codes == code)[0]
     return f"x {x}, y {y}"
-
-
-def _code(red: int, green: int, blue: int) -> int:
-    return (red << 16) | (green << 8) | blue
-
-
-def _colour(code: int) -> Colour:
-    return code >> 16, code >> 8 & 255, code & 255
 
 
 def _pixels(one: _Seen, labels: Labels) -> Indices:

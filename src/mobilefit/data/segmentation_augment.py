@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from mobilefit.data.decode import Box, Pixels, resample
+from mobilefit.data.masks import IGNORED, Mask
 from mobilefit.data.preset import Preset
-from mobilefit.data.segmentation import IGNORED, Mask
 from mobilefit.errors import InputError, unknown
 
 Range = tuple[float, float]

@@ -1,0 +1,223 @@
+"""What a file of labels holds: a value or a colour for each pixel, and what these mean."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from mobilefit.data.decode import BadImageError, Pixels
+from mobilefit.errors import InputError
+
+Colour = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
+
+IGNORED = 255
+"""In a mask: a pixel that neither the loss nor the metric sees."""
+IGNORED_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
+"""Names in ``classes.txt`` for pixels of no class."""
+MOST_CLASSES = 255
+LARGEST = 65535
+"""Value in a mask: 16 bits."""
+CLASSES_FILE = "classes.txt"
+Mask = npt.NDArray[np.uint8]
+"""[h, w]: class indices, and ``IGNORED``."""
+Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
+"""[h, w]: what a mask file holds, values or (red x 256 + green) x 256 + blue."""
+
+
+class Row(NamedTuple):
+    """A line of ``classes.txt``."""
+
+    value: int
+    name: str
+    colour: Colour | None = None
+    ignored: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What the values and colours of masks mean."""
+
+    names: tuple[str, ...]
+    """Of the classes; a label is an index into it."""
+    values: Mapping[int, int]
+    """From a value to its class or ``IGNORED``."""
+    colours: Mapping[int, int] = field(default_factory=dict)
+    """From a colour as in ``Codes`` to its class or ``IGNORED``."""
+    palette: tuple[Colour, ...] | None = None
+    """A colour for each class, where the data set has such."""
+
+    def of(self, coloured: bool) -> Mapping[int, int]:
+        """From what a mask file holds, colours or values, to classes and ``IGNORED``."""
+        return self.colours if coloured else self.values
+
+    @property
+    def told(self) -> str:
+        """All of it in one line, for fingerprints."""
+        return repr((self.names, sorted(self.values.items()), sorted(self.colours.items())))
+
+    def classes(self, mask: RawMask) -> Mask:
+        """The classes in a mask that holds nothing unknown."""
+        known = self.of(mask.coloured)
+        codes = np.array(sorted(known), np.int32)
+        classes = np.array([known[int(code)] for code in codes], np.uint8)
+        if mask.coloured:
+            return classes[np.searchsorted(codes, mask.codes)]
+        table = np.zeros(int(codes[-1]) + 1, np.uint8)
+        table[codes] = classes
+        return table[mask.codes]
+
+
+class RawMask(NamedTuple):
+    """A mask file as it is."""
+
+    codes: Codes
+    coloured: bool
+
+
+def read_classes(path: Path) -> tuple[Row, ...]:
+    """Read ``classes.txt``; the module's text says what it may hold.
+
+    Raises:
+        InputError: a line is no name, or a name, value or colour comes twice; all such lines are named.
+    """
+    rows: list[Row] = []
+    problems = []
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            row = _row(text, rows[-1].value + 1 if rows else 0)
+            problems += [f"line {number}: {what}" for what in _problems(row, rows)]
+            rows.append(row)
+    if not rows:
+        problems.append("it names no class")
+    if problems:
+        raise InputError(
+            f"{path}: {'; '.join(problems)}", "a line is 'name', 'value name' or 'name red green blue'"
+        )
+    return tuple(rows)
+
+
+def _row(text: str, value: int) -> Row:
+    """A line that is not empty; ``value`` is its value unless it says another."""
+    colour = None
+    if found := re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", text):
+        text, colour = found[1], (int(found[2]), int(found[3]), int(found[4]))
+    if found := re.fullmatch(r"(\d+)\s+(.*\D.*)", text):
+        value, text = int(found[1]), found[2]
+    return Row(value, text, colour, text.lower() in IGNORED_NAMES)
+
+
+def _problems(row: Row, before: list[Row]) -> Iterator[str]:
+    if row.name.isdigit():
+        yield f"'{row.name}' is no name"
+    if row.colour is not None and max(row.colour) > 255:
+        yield f"colour {row.colour} is beyond 255"
+    if row.value > LARGEST:
+        yield f"value {row.value} is beyond {LARGEST}"
+    for other in before:
+        if row.name == other.name and not row.ignored:
+            yield f"'{row.name}' comes twice"
+        if row.value == other.value:
+            yield f"value {row.value} is that of '{other.name}'"
+        if row.colour is not None and row.colour == other.colour:
+            yield f"colour {row.colour} is that of '{other.name}'"
+
+
+def labelled(rows: Sequence[Row], ignore: Iterable[int] = ()) -> Labels:
+    """Number the classes that are not ignored, in the order of the rows."""
+    ignored = set(ignore)
+    values = dict.fromkeys([IGNORED, *ignored], IGNORED)
+    colours: dict[int, int] = {}
+    kept: list[Row] = []
+    for row in rows:
+        left_out = row.ignored or row.value in ignored
+        label = IGNORED if left_out else len(kept)
+        values[row.value] = label
+        if row.colour is not None:
+            colours[_code(*row.colour)] = label
+        kept += [row] * (not left_out)
+    palette = tuple(row.colour for row in kept if row.colour is not None)
+    return Labels(
+        names=tuple(row.name for row in kept),
+        values=values,
+        colours=colours,
+        palette=palette if len(palette) == len(kept) else None,
+    )
+
+
+def decode_mask(data: bytes, *, coloured: bool = False) -> RawMask:
+    """Decode a whole mask file.
+
+    Args:
+        data: the file's content.
+        coloured: colours are known: a colour picture that shows grey alone is one of colours then,
+            and not one of values.
+
+    Raises:
+        BadImageError: empty, not an image, truncated, a JPEG, or of a kind that holds no labels.
+    """
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        file = Image.open(io.BytesIO(data))
+        if file.format == "JPEG":
+            raise BadImageError("a JPEG, whose compression changes labels; masks must be PNG")
+        file.load()
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise anything at all on damaged bytes
+        raise BadImageError(f"cannot be decoded: {error}") from error
+    if file.mode in ("RGB", "RGBA"):
+        return _of_colours(np.asarray(file)[..., :3], coloured)
+    return RawMask(_values(file, data), False)
+
+
+def _of_colours(pixels: Pixels, coloured: bool) -> RawMask:
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    if not coloured and np.array_equal(red, green) and np.array_equal(red, blue):
+        return RawMask(red.copy(), False)
+    return RawMask((red.astype(np.int32) << 16) | (green.astype(np.int32) << 8) | blue, True)
+
+
+def _values(file: Image.Image, data: bytes) -> Codes:
+    if file.mode in ("1", "P", "PA", "L", "LA"):
+        values = np.asarray(file).astype(np.uint8)
+        return (values if values.ndim == 2 else values[..., 0].copy()) // _stretch(file, data)
+    if not file.mode.startswith("I"):
+        raise BadImageError(f"its pixels are of the kind {file.mode}, which holds no labels")
+    wide = np.asarray(file).astype(np.int64)
+    if wide.min() < 0 or wide.max() > LARGEST:
+        raise BadImageError(f"values from {wide.min()} to {wide.max()}; labels are 0 to {LARGEST}")
+    return wide.astype(np.int32)
+
+
+def _stretch(file: Image.Image, data: bytes) -> int:
+    """By how much Pillow multiplies values: those of grey PNGs of 2 or 4 bits become 0 to 255."""
+    depth, kind = data[24:26]
+    return {2: 85, 4: 17}.get(depth, 1) if file.format == "PNG" and kind == 0 else 1
+
+
+def _code(red: int, green: int, blue: int) -> int:
+    return (red << 16) | (green << 8) | blue
+
+
+def colour_of(code: int) -> Colour:
+    """The colour of a number in ``Codes``."""
+    return code >> 16, code >> 8 & 255, code & 255
