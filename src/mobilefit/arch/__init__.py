@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 from mobilefit.arch import mnasnet, mobilenet_v1, mobilenet_v2, mobilenet_v3
@@ -22,7 +23,7 @@ from mobilefit.arch.table import table
 from mobilefit.errors import InputError, unknown
 
 __all__ = [
-    "DETECTORS", "FAMILY", "SEGMENTERS", "BatchNorm", "Block", "ClassifierHead", "Conv", "Cost", "Head",
+    "DETECTORS", "FAMILY", "SEGMENTERS", "TORCHVISION", "BatchNorm", "Block", "ClassifierHead", "Conv", "Cost", "Head",
     "Layer", "NetSpec", "SSDLiteHead", "SegmentationHead", "Task", "detector", "difference", "dilated",
     "halved", "make_divisible", "reduced_width", "segmenter", "spec", "table",
 ]  # fmt: skip
@@ -56,12 +57,26 @@ SEGMENTERS: dict[str, NetSpec] = {
 """LR-ASPP with 128 filters on the halved network, and R-ASPP with 256 on the whole: rows 8 and 5 of the
 V3 paper's Table 7; of other backbones likewise."""
 
+_LARGE = FAMILY["mobilenet_v3_large"].padded("torch")
+TORCHVISION: dict[str, NetSpec] = {
+    name: replace(made, name=name)
+    for name, made in {
+        # Without weights for the backbone torchvision halves the last stage, with them it does not.
+        "ssdlite320_mobilenet_v3_large": detector(_LARGE, anchors="torchvision", reduced=True),
+        "ssdlite320_mobilenet_v3_large_whole": detector(_LARGE, anchors="torchvision"),
+        "lraspp_mobilenet_v3_large_torchvision": segmenter(
+            _LARGE, num_classes=21, reduced=False, like="torchvision"
+        ).resolution(520),
+    }.items()
+}
+"""torchvision's detector and segmenter, exactly."""
+
 
 def spec(name: str, *, head: str | None = None) -> NetSpec:
     """The network of that name.
 
     Args:
-        name: a key of :data:`FAMILY`, :data:`DETECTORS` or :data:`SEGMENTERS`.
+        name: a key of :data:`FAMILY`, :data:`DETECTORS`, :data:`SEGMENTERS` or :data:`TORCHVISION`.
         head: for ``mobilenet_v3_small`` alone, which version of the paper its head follows:
             ``v5`` (the default: 1024 hidden units), ``iccv`` (1280), or ``table2`` (Table 2 to the
             letter, with SE on the last convolution).
@@ -69,7 +84,7 @@ def spec(name: str, *, head: str | None = None) -> NetSpec:
     Raises:
         InputError: no such network (the nearest name is suggested), or no such head.
     """
-    known = {**FAMILY, **DETECTORS, **SEGMENTERS}
+    known = {**FAMILY, **DETECTORS, **SEGMENTERS, **TORCHVISION}
     if name not in known:
         raise unknown("network", name, known)
     if head is None:

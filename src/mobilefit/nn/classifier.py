@@ -7,10 +7,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mobilefit.arch.heads import Task
 from mobilefit.arch.spec import NetSpec
 from mobilefit.errors import unknown
 from mobilefit.nn.backbone import Backbone
 from mobilefit.nn.layers import activation
+from mobilefit.nn.segmentation import Segmentation
+from mobilefit.nn.ssdlite import SSDLite
 
 Init = Literal["kaiming", "slim"]
 
@@ -39,8 +42,11 @@ class ClassifierHead(nn.Module):
         return logits
 
 
+Outputs = Tensor | tuple[Tensor, Tensor]
+
+
 class Network(nn.Module):
-    """A built spec: ``[N, 3, H, W]`` float to logits ``[N, k]``.
+    """A built spec: ``[N, 3, H, W]`` float to what its head gives.
 
     Attributes:
         spec: the value that it was built from.
@@ -50,16 +56,28 @@ class Network(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = Backbone(spec)
-        self.head = ClassifierHead(spec)
+        self.head = _HEADS[spec.task](spec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, ``[N, num_classes]``."""
-        logits: Tensor = self.head(self.backbone(x))
-        return logits
+    def forward(self, x: Tensor) -> Outputs:
+        """Of a classifier logits ``[N, k]``; of a segmenter logits ``[N, k, H, W]``; of a detector
+        encodings of boxes ``[N, A, 4]`` and logits ``[N, A, k + 1]``, background first."""
+        found: Outputs
+        if isinstance(self.head, ClassifierHead):
+            found = self.head(self.backbone(x))
+        elif isinstance(self.head, SSDLite):
+            found = self.head(self.backbone.maps(x, self.head.taps))
+        else:
+            found = self.head(self.backbone.maps(x, self.head.taps), x)
+        return found
 
     def layer(self, name: str) -> nn.Module:
         """The module of a layer of :meth:`NetSpec.cost`, such as ``blocks.3.expand``."""
         return self.get_submodule(name if name.startswith("head.") else f"backbone.{name}")
+
+
+_HEADS: dict[Task, type[ClassifierHead | SSDLite | Segmentation]] = {
+    "classify": ClassifierHead, "detect": SSDLite, "segment": Segmentation
+}  # fmt: skip
 
 
 def build(spec: NetSpec, num_classes: int | None = None, *, init: Init = "kaiming") -> Network:
@@ -74,7 +92,8 @@ def build(spec: NetSpec, num_classes: int | None = None, *, init: Init = "kaimin
     if init not in get_args(Init):
         raise unknown("initialisation", init, get_args(Init))
     network = Network(spec if num_classes is None else spec.classes(num_classes))
-    for module in network.modules():
+    classifier = isinstance(network.head, ClassifierHead)
+    for module in (network if classifier else network.backbone).modules():  # other heads begin their own way
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             _initialise(module, init)
     return network

@@ -19,20 +19,18 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mobilefit.arch import FAMILY, difference
-from mobilefit.arch.heads import ClassifierHead
+from mobilefit.arch import FAMILY, TORCHVISION, difference
 from mobilefit.arch.rows import BatchNorm, Block, Padding
 from mobilefit.arch.spec import NetSpec
 from mobilefit.errors import InputError
+from mobilefit.nn import head_weights
 from mobilefit.nn.blocks import Row
 from mobilefit.nn.classifier import Network, build
-from mobilefit.nn.layers import Conv2d
 from mobilefit.runs import atomic_file
 
 Rename = Callable[[str], str | None]
-LOGITS = ("head.logits.weight", "head.logits.bias")
 NAMED = 4
 """Differences that a message names; of the others it tells how many there are."""
 
@@ -211,9 +209,10 @@ def trained(
         saved = Saved(state=dict(source))
     else:
         saved, name = read_weights(Path(source)), str(source)
-    layout, rename, padding, eps = _layout(network, saved.state, name)
+    state = head_weights.flattened(saved.state)
+    layout, rename, padding, eps = _layout(network, state, name)
     renamed = {}
-    for key, value in saved.state.items():
+    for key, value in state.items():
         own = rename(key)
         if own is not None:
             renamed[own] = value
@@ -238,16 +237,17 @@ def load_trained(network: Network, found: Trained, *, new_logits: bool = False) 
     """
     own = network.state_dict()
     state = {key: _fit(value, own.get(key)) for key, value in found.state.items()}
-    if new_logits and any(_differs(state.get(key), own[key]) for key in LOGITS):
-        state |= {key: own[key] for key in LOGITS}
+    logits = head_weights.class_tensors(network.spec.head)
+    if new_logits and any(_differs(state.get(key), own[key]) for key in logits):
+        state |= {key: own[key] for key in logits}
     problems = mismatches(own, state)
     if problems:
         raise InputError(
             f"{found.name} fits another network than '{network.spec.name}': " + listed(problems),
-            _hint(problems, found),
+            _hint(problems, found, logits),
         )
     network.load_state_dict({key: state.get(key, own[key]) for key in own})
-    _adopt(network, found.spec)
+    head_weights.adopt(network, found.spec)
 
 
 def recognised(state: Mapping[str, Tensor], name: str) -> NetSpec | None:
@@ -255,7 +255,7 @@ def recognised(state: Mapping[str, Tensor], name: str) -> NetSpec | None:
 
     ``None``: none has these tensors.
     """
-    for spec in FAMILY.values():
+    for spec in (*FAMILY.values(), *TORCHVISION.values()):
         with torch.device("meta"):  # shapes alone
             try:
                 found = trained(Network(spec), state, name)
@@ -326,16 +326,13 @@ def _fitted(spec: NetSpec, state: Mapping[str, Tensor]) -> NetSpec:
         out = width(f"{name}.{'conv' if block.op == 'conv' else 'project'}.conv", block.out)
         return replace(block, expand=width(f"{name}.expand.conv", block.expand), out=out)
 
-    head, last = spec.head, spec.last
+    last = spec.last
     return replace(
         spec,
         stem=replace(spec.stem, out=width("backbone.stem.conv", spec.stem.out)),
         blocks=tuple(row(index, block) for index, block in enumerate(spec.blocks)),
         last=None if last is None else replace(last, out=width("backbone.last.conv", last.out)),
-        head=replace(
-            head, hidden=width("head.hidden", head.hidden),
-            num_classes=width("head.logits", head.num_classes),
-        ) if isinstance(head, ClassifierHead) else head,
+        head=head_weights.fitted(spec.head, state),
     )  # fmt: skip
 
 
@@ -454,7 +451,7 @@ _TIMM_SEPARABLE = _TIMM_INVERTED | {"bn1": "depthwise.norm", "conv_pw": "project
 
 def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
     rows = _in_order(state, r"blocks\.(\d+)\.(\d+)\.")
-    hidden = network.spec.classifier.hidden is not None
+    hidden = "conv_head.bias" in state  # V3's hidden layer; V2's and MnasNet's last has a norm
     head = {"conv_stem": "backbone.stem.conv", "bn1": "backbone.stem.norm",
             "conv_head": "head.hidden" if hidden else "backbone.last.conv",
             "bn2": "backbone.last.norm", "classifier": "head.logits"}  # fmt: skip
@@ -492,8 +489,8 @@ def listed(problems: Sequence[str]) -> str:
     return "; ".join(problems[:NAMED]) + more
 
 
-def _hint(problems: list[str], found: Trained) -> str:
-    if all(problem.startswith("head.logits") for problem in problems):
+def _hint(problems: list[str], found: Trained, logits: tuple[str, ...]) -> str:
+    if all(problem.startswith(logits) for problem in problems):
         return "only the number of classes differs: load with new_logits=True to train a new layer"
     other = found.saved.spec or recognised(found.saved.state, found.name)
     known = f", {other.name}" if other else ": none of the family has these tensors"
@@ -513,13 +510,3 @@ def _differs(value: Tensor | None, own: Tensor) -> bool:
 
 def _shape(value: Tensor | None) -> str:
     return "missing" if value is None else "x".join(map(str, value.shape)) or "a number"
-
-
-def _adopt(network: Network, trained: NetSpec) -> None:
-    """Switch a network to the constants that its weights were trained with."""
-    for module in network.modules():
-        if isinstance(module, Conv2d):
-            module.same = trained.padding == "same"
-        elif isinstance(module, nn.BatchNorm2d):
-            module.eps = trained.norm.eps
-    network.spec = trained_with(network.spec, trained.padding, trained.norm.eps)
