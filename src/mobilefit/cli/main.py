@@ -121,6 +121,11 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
         return click.Option(
             [f"{name}/--no-{name[2:]}", field.name], default=None, help=field.metadata["help"]
         )
+    if typing.get_origin(hint) is tuple:
+        return click.Option(
+            [name, field.name], type=_kind(typing.get_args(hint)[0]), multiple=True, default=(),
+            help=field.metadata["help"],
+        )  # fmt: skip
     return click.Option(
         [name, field.name], type=_kind(hint), required=required, help=field.metadata["help"],
         show_default=default.get("default") is not None, **default,

@@ -16,6 +16,7 @@ from mobilefit.data import ClassificationData, Preset
 from mobilefit.errors import InputError, did_you_mean
 from mobilefit.formats import torch_export
 from mobilefit.nn import Network, build, hub, weights
+from mobilefit.nn.head_weights import backbone_from, classifier_of, read_backbone
 from mobilefit.nn.hub import IMAGENET, Triple
 from mobilefit.nn.weights import Saved, Trained, layer_widths, listed
 from mobilefit.runs import file_sha256
@@ -80,6 +81,36 @@ def start(
         network=network, preset=replace(usual, mean=mean, std=std),
         note="; ".join((told, *done, *unknown)),
     )  # fmt: skip
+
+
+def start_task(
+    spec: NetSpec, source: str | Path | None, usual: Preset, classes: Sequence[str], *, seed: int = 0,
+    quiet: bool = False,
+) -> Start:  # fmt: skip
+    """A detector or segmenter with fresh weights, with a classifier's backbone, or as it was trained.
+
+    Args:
+        spec: the network, with the data's number of classes and its input's size.
+        source: as of :func:`start`; also a network of the same task, ours or torchvision's, whose head is
+            kept too (but for the classes' predictions, if the classes are others).
+        usual: the data's preset; its mean and deviation become those of the weights.
+        classes: the data's.
+
+    Raises:
+        InputError: as of :func:`start`.
+    """
+    network = fresh(spec, seed)
+    if source is None:
+        return Start(network=network, preset=usual)
+    model = hub.model(str(source), classifier_of(spec))
+    path = _file(str(source)) if model is None else model.fetch(quiet=quiet)
+    found = read_backbone(spec, path, path.name)
+    done = backbone_from(network, found, new_classes=found.saved.classes not in (None, tuple(classes)))
+    mean, std, unknown = _normalisation(found, model, usual)
+    told = f"weights: {path if model is None else f'{model.title}, {path.name}'} ({_content(path)})"
+    return Start(
+        network=network, preset=replace(usual, mean=mean, std=std), note="; ".join((told, done, *unknown))
+    )
 
 
 def fresh(spec: NetSpec, seed: int = 0) -> Network:
@@ -168,7 +199,7 @@ def _carried(
         done.append(f"of its {have} channels the {kept} with the largest L2 norm in their layers are kept")
     network.spec = target.classes(wanted)
     if outputs != wanted or found.saved.classes not in (None, classes):
-        network.head.logits = new.head.logits
+        network.head.logits = new.head.logits  # type: ignore[method-assign]
         done.append(f"a new last layer for {wanted} classes in the place of that for {outputs}")
     return network, done
 

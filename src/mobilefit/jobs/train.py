@@ -12,10 +12,11 @@ from lightning_fabric import Fabric
 
 from mobilefit import report
 from mobilefit.arch import NetSpec
-from mobilefit.data import ClassificationData, load
+from mobilefit.data import ClassificationData
 from mobilefit.errors import InputError
-from mobilefit.jobs import lab, pretrained
+from mobilefit.jobs import kinds, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
+from mobilefit.jobs.kinds import Kind, Source
 from mobilefit.jobs.model import spec_of
 from mobilefit.jobs.options import option, overrides
 from mobilefit.nn import load_network, save_weights
@@ -23,10 +24,8 @@ from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic, write_json
 from mobilefit.train import (
     BEST,
-    Evaluation,
     FitResult,
     Recipe,
-    evaluate,
     fit,
     open_fabric,
     recipe,
@@ -47,11 +46,18 @@ else:
 class TrainConfig(Overrides):
     """Options of ``mobilefit train``: these, and every field of a recipe."""
 
-    data: str = option(help="folder of class folders, fashion-mnist, or shards (docs/data.md)", argument=True)
-    model: str = option("mobilenet_v3_small", help="a name of the family, or a spec's .json")
+    data: str = option(help="images: docs/data.md; with boxes: docs/detection.md; with masks: docs/segmentation.md", argument=True)
+    task: Literal["classify", "detect", "segment"] | None = option(
+        None, help="what the network is for (default: what --model is for)"
+    )
+    model: str = option("mobilenet_v3_small", help="a network's name, or a spec's .json; a classifier's becomes the backbone of --task")
     width: float = option(1.0, help="width multiplier, by the paper's rule")
     weights: str | None = option(None, help="weights to start from: a file, torchvision, timm or timm:NAME")
-    resolution: int = option(96, help="side of the network's input, pixels")
+    resolution: int | None = option(
+        None, help="side of the network's input, or its height, pixels (default: 96; detect: 320; segment: by the images)"
+    )
+    columns: int | None = option(None, help="width of the network's input, where it is not square, pixels")
+    ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     crop_fraction: float | None = option(
         None, help="side of the central square that is looked at, part of the short side (default: 0.875; 1 for tiny images)"
     )
@@ -86,36 +92,50 @@ def train(config: TrainConfig) -> dict[str, Any]:
         TrainingDiverged: the loss is not finite.
     """
     _check(config)
-    named = recipe(config.recipe or lab.usual_recipe(config.weights))
+    named = _named(config, kind_of(config))
     fabric = open_fabric(
         config.accelerator, _overridden(named, config).precision, devices=config.devices,
         nodes=config.nodes,
     )  # fmt: skip
-    job = _Job(config, fabric, load(config.data, seed=config.seed, holdout=config.holdout))
+    job = _Job(config, fabric)
     return job.look_for_lr() if config.find_lr else job.run()
 
 
 class _Job:
     """A training from its images to its record."""
 
-    def __init__(self, config: TrainConfig, fabric: Fabric, data: ClassificationData) -> None:
-        self.config, self.fabric, self.data = config, fabric, data
+    def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
+        self.config, self.fabric = config, fabric
+        self.kind = kind_of(config)
         self.voice = Voice(quiet=config.quiet or not fabric.is_global_zero)
-        lab.tell_skipped(data, self.voice)
+        self.data = self.kind.load(Source(
+            name=config.data, seed=config.seed, holdout=config.holdout, ignore=config.ignore_label
+        ))  # fmt: skip
+        kinds.tell_left_out(self.data, self.voice)
         self.recipe = self._recipe()
-        self.start = pretrained.start(
-            _spec(config, data), config.weights, data=data, resolution=config.resolution,
-            seed=config.seed, quiet=self.voice.quiet,
-        )  # fmt: skip
+        self.start = self._start()
         self.network, self.preset = self.start.network, self.start.preset
         if config.crop_fraction is not None:
             self.preset = replace(self.preset, crop_fraction=config.crop_fraction)
         if self.start.note:
             self.voice(self.start.note)
 
+    def _start(self) -> pretrained.Start:
+        config, data = self.config, self.data
+        spec = self.kind.network(_spec(config), data, config.resolution, config.columns)
+        if isinstance(data, ClassificationData):
+            return pretrained.start(
+                spec, config.weights, data=data, resolution=spec.input_size, seed=config.seed,
+                quiet=self.voice.quiet,
+            )  # fmt: skip
+        usual = self.kind.preset(data, spec)
+        return pretrained.start_task(
+            spec, config.weights, usual, data.classes, seed=config.seed, quiet=self.voice.quiet
+        )
+
     def _recipe(self) -> Recipe:
         config, count = self.config, len(self.data.train)
-        found = _overridden(lab.recipe_for(config.recipe, config.weights, self.data), config)
+        found = _overridden(self.kind.recipe(config.recipe, config.weights, self.data), config)
         if config.teacher is not None and not found.distillation:
             found = replace(found, distillation=0.5)
         if found.distillation and config.teacher is None:
@@ -134,7 +154,7 @@ class _Job:
         config = self.config
         curve = find_lr(
             self.network, self.data.train, preset=self.preset, recipe=self.recipe, seed=config.seed,
-            accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
+            task=self.kind.port, accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
         )  # fmt: skip
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "lr_finder.json", curve.to_dict())
@@ -157,7 +177,7 @@ class _Job:
         self.fabric.barrier()
         if config.final == "best":
             self.network.load_state_dict(load_network(run.path / BEST).state_dict())
-        found = evaluate(
+        found = self.kind.port.evaluate(
             self.network.to(self.fabric.device), self.data.test, self.preset, fabric=self.fabric
         )
         self.network.cpu()
@@ -170,14 +190,15 @@ class _Job:
         record = run.finish(self._record(fitted, found))
         report.write_report(run.path)
         print(report.class_table(record))
-        print(f"{self.network.spec.name}: {found.top1:.2%} on {found.count} test images")
+        print(f"{self.network.spec.name}: {self.kind.score} {self.kind.value(found):.2%} "
+              f"on {len(self.data.test)} test images")  # fmt: skip
         print(run.path / "model.safetensors")
         return record
 
     def _fit(self, run: RunFolder, resume: bool) -> FitResult:
         config = self.config
         return fit(
-            self.network, self.data.train, preset=self.preset, recipe=self.recipe,
+            self.network, self.data.train, preset=self.preset, recipe=self.recipe, task=self.kind.port,
             validation=self.data.holdout if len(self.data.holdout) else None, seed=config.seed,
             steps=config.steps, out=run.path, resume=resume, keep=config.keep,
             checkpoint_every=config.checkpoint_every, fabric=self.fabric, workers=config.workers,
@@ -193,26 +214,23 @@ class _Job:
             config.teacher, self.preset, self.data.classes, quiet=self.voice.quiet
         )
 
-    def _record(self, fitted: FitResult, found: Evaluation) -> dict[str, Any]:
+    def _record(self, fitted: FitResult, found: Any) -> dict[str, Any]:
         config, spec = self.config, self.network.spec
         cost = spec.cost()
-        row = {"label": spec.name, "kind": "seed", "seed": config.seed, "accuracy_float": found.top1,
-               "params": cost.params, "madds": cost.madds}  # fmt: skip
+        row = {"label": spec.name, "kind": "seed", "seed": config.seed,
+               "accuracy_float": self.kind.value(found), "params": cost.params, "madds": cost.madds}  # fmt: skip
         return {
-            "seed": config.seed, "data": lab.describe(self.data), "recipe": self.recipe.to_dict(),
+            "seed": config.seed, "task": self.kind.task, "data": kinds.described(self.data), "recipe": self.recipe.to_dict(),
             "named_recipe": recipe(self.recipe.name).to_dict(),
             "training": {
                 "steps": fitted.steps,
                 "images_per_second": fitted.images_per_second, "best": fitted.best,
-                "replaced": list(self.data.train.replaced), "weights": self.start.note,
+                "replaced": list(getattr(self.data.train, "replaced", ())), "weights": self.start.note,
                 "teacher": config.teacher, "result": config.final,
                 "device": str(self.fabric.device), "processes": self.fabric.world_size,
             },
             "final_spec": spec.to_dict(), "results": [row],
-            "final": {**row, "top5": found.top5, "loss": found.loss,
-                      "confusion": found.confusion.tolist(),
-                      "misclassified": lab.misclassified(found, self.data),
-                      "hardest": lab.hardest(found, self.data)},
+            "final": {**row, **self.kind.record(found, self.data)},
         }  # fmt: skip
 
 
@@ -222,18 +240,25 @@ def _board(config: TrainConfig, chosen: Recipe, fabric: Fabric) -> Callable[[int
     return lambda step: tensorboard.Board(config.out / "tensorboard", step, chosen.to_dict())
 
 
-def _spec(config: TrainConfig, data: ClassificationData) -> NetSpec:
+def _spec(config: TrainConfig) -> NetSpec:
     spec = spec_of(config.model)
-    if config.width != 1.0:
-        spec = spec.width(config.width)
-    return spec.resolution(config.resolution).classes(len(data.classes))
+    return spec if config.width == 1.0 else spec.width(config.width)
+
+
+def kind_of(config: TrainConfig) -> Kind:
+    """The task of a training.
+
+    Raises:
+        InputError: the network that is named is for another.
+    """
+    return kinds.kind_for(config.task, spec_of(config.model))
 
 
 def _check(config: TrainConfig) -> None:
     """What can be told before the images are read."""
     changes = _changes(config)
     lab.check_positive(
-        width=config.width, resolution=config.resolution, steps=config.steps,
+        width=config.width, resolution=config.resolution, columns=config.columns, steps=config.steps,
         epochs=changes.get("epochs"), devices=config.devices, nodes=config.nodes, keep=config.keep,
     )  # fmt: skip
     if config.steps is not None and "epochs" in changes:
@@ -242,7 +267,17 @@ def _check(config: TrainConfig) -> None:
         raise InputError("--final best chooses by held-out images, and --holdout is 0", "hold some out")
     if config.tensorboard:
         tensorboard.require()
-    _overridden(recipe(config.recipe or lab.usual_recipe(config.weights)), config)
+    kind = kind_of(config)
+    if config.ignore_label and kind.task != "segment":
+        raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
+    _overridden(_named(config, kind), config)
+
+
+def _named(config: TrainConfig, kind: Kind) -> Recipe:
+    """The recipe before the images are known."""
+    if kind.task == "classify":
+        return recipe(config.recipe or lab.usual_recipe(config.weights))
+    return kind.recipe(config.recipe, config.weights, None)
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def evaluation_of(
 
 
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block; then each module's own again, of which some may be frozen."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -90,7 +90,7 @@ def logits_of(
     """
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     device = next(network.parameters()).device
-    with _evaluating(network):
+    with evaluating(network):
         parts = [
             network(images.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
             for images, _ in batches(image_set, preset, batch_size, train=False, rank=rank, ranks=ranks)

@@ -18,12 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mobilefit.data import ImageSet, Preset
+from mobilefit.data import Preset
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
 from mobilefit.train import Stepper
+from mobilefit.train.loop import CLASSIFY
 from mobilefit.train.optim import peak_lr
 from mobilefit.train.recipe import Recipe
+from mobilefit.train.task import Task
 from mobilefit.train.trainer import TrainingDiverged
 
 LOW, HIGH = 1e-6, 10.0
@@ -68,10 +70,11 @@ class LrCurve:
 
 def find_lr(
     net: nn.Module,
-    train_set: ImageSet,
+    train_set: Any,
     *,
     preset: Preset,
     recipe: Recipe,
+    task: Task = CLASSIFY,
     seed: int = 0,
     low: float = LOW,
     high: float = HIGH,
@@ -85,7 +88,7 @@ def find_lr(
     distillation is swept on the labels alone.
 
     Args:
-        net, train_set, preset, recipe, seed, accelerator, progress: as of :func:`fit`.
+        net, train_set, preset, recipe, task, seed, accelerator, progress: as of :func:`fit`.
         low, high: where the sweep begins and ends, learning rates for a batch of 256.
         steps: of the whole sweep, evenly over the logarithm of the rate.
 
@@ -98,7 +101,7 @@ def find_lr(
     rates = np.geomspace(low, high, steps).tolist()
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # a step keeps the CPU's state alone
         stepper = Stepper(copy.deepcopy(net), train_set, preset=preset, recipe=plain, steps=steps,
-                          seed=seed, accelerator=accelerator)  # fmt: skip
+                          seed=seed, accelerator=accelerator, task=task)  # fmt: skip
         losses = _swept(stepper, plain, rates, progress)
     smoothed = _smooth(losses, WIDTH * steps) if len(losses) > 1 else losses
     if len(losses) < 2 or min(smoothed) > (1 - FELL) * smoothed[0]:

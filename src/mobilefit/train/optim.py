@@ -119,6 +119,10 @@ def parts(network: nn.Module) -> list[nn.Module]:
     return [backbone.stem, *rows, backbone.last]
 
 
+POLY_POWER = 0.9
+"""DeepLab's ``learning_power``."""
+
+
 def peak_lr(recipe: Recipe) -> float:
     """The learning rate at the end of warm-up, for the recipe's batch."""
     return recipe.lr * recipe.batch_size / 256
@@ -129,7 +133,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> fl
 
     Args:
         step: from 0.
-        steps: of the whole training; the cosine ends at zero there.
+        steps: of the whole training; the cosine and the polynomial end at zero there.
         epoch_steps: steps an epoch.
     """
     at = step // epoch_steps * epoch_steps if recipe.by_epoch else step
@@ -146,7 +150,10 @@ def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> fl
         return peak_lr(recipe) * rise
     if recipe.schedule == "constant":
         return peak_lr(recipe)
-    return peak_lr(recipe) * _half_cosine((at - warmup) / max(1.0, steps - warmup))
+    done = (at - warmup) / max(1.0, steps - warmup)
+    if recipe.schedule == "poly":
+        return peak_lr(recipe) * math.pow(1 - min(1.0, done), POLY_POWER)
+    return peak_lr(recipe) * _half_cosine(done)
 
 
 def _half_cosine(done: float) -> float:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from mobilefit.arch import Task
 from mobilefit.data import AUGMENTS, Augment
+from mobilefit.data.detection_augment import DETECTION_AUGMENTS
 from mobilefit.data.policy import policy
+from mobilefit.data.segmentation_augment import SEGMENTATION_AUGMENTS
 from mobilefit.errors import InputError, unknown
 
 Optimizer = Literal["rmsprop_tf", "rmsprop", "sgd", "adamw", "lamb"]
-Schedule = Literal["cosine", "exponential", "onecycle", "constant"]
+Schedule = Literal["cosine", "exponential", "onecycle", "poly", "constant"]
 Decays = Literal["weights", "not_depthwise", "not_norms", "all"]
 Balance = Literal["none", "sampling", "loss"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -35,6 +38,7 @@ class Recipe:
     name: str = dataclasses.field(default="", metadata={"help": None})
     source: str = dataclasses.field(default="", metadata={"help": None})
     """Where the values are from, and what they are known to reach."""
+    task: Task = dataclasses.field(default="classify", metadata={"help": None})
 
     epochs: int = setting(100, "passes over the training images")
     batch_size: int = setting(128, "images a step, over all devices and accumulated parts")
@@ -74,7 +78,7 @@ class Recipe:
     drop_path: float = setting(0.0, "stochastic depth (arXiv:1603.09382), growing from 0 at the first row to nearly this at the last")
     sync_bn: bool = setting(False, "batch norm's statistics over all devices")
 
-    augment: str = setting("inception", "crop, flip and colours: inception, resized, photo, light, mild or none")
+    augment: str = setting("inception", "crop, flip and colours: inception, resized, photo, light, mild or none; detection: ssd, ssdlite, photo, overhead, flip; segmentation: deeplab, photo, light")
     policy: str = setting("none", "autoaugment, randaugment, trivialaugment, timm's form such as rand-m9-mstd0.5, or none")
     erasing: float = setting(0.0, "share of images with a part erased (arXiv:1708.04896)")
     erasing_fill: Literal["mean", "noise"] = setting("mean", "what is erased becomes the mean colour, or noise")
@@ -147,12 +151,18 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _unknown_names(recipe)
 
 
+_AUGMENTS: dict[Task, Iterable[str]] = {
+    "classify": AUGMENTS, "detect": DETECTION_AUGMENTS, "segment": SEGMENTATION_AUGMENTS
+}  # fmt: skip
+
+
 def _unknown_names(recipe: Recipe) -> Iterator[str]:
     for name, kind in _CHOICES.items():
         if getattr(recipe, name) not in get_args(kind):
             yield str(unknown(name, getattr(recipe, name), get_args(kind)))
-    if recipe.augment not in AUGMENTS:
-        yield str(unknown("augment", recipe.augment, AUGMENTS))
+    known: Iterable[str] = _AUGMENTS[recipe.task]
+    if recipe.augment not in known:
+        yield str(unknown("augment", recipe.augment, known))
     try:
         policy(recipe.policy)
     except InputError as error:
@@ -219,6 +229,38 @@ RECIPES: dict[str, Recipe] = {
         epochs=12, batch_size=64, optimizer="adamw", lr=2e-3, weight_decay=0.05,
         schedule="cosine", warmup_epochs=0.5, warmup_from=0.1, layer_decay=0.9, bn_momentum=0.1,
         augment="photo", train_scale=0.75,
+    ),
+    # Detection. The rate is 0.4 for a batch of 512, and 400,000 steps of it are 1,731 passes over COCO.
+    "ssdlite": Recipe(
+        task="detect", source="TensorFlow's ssdlite_mobilenet_v3_large_320x320_coco.config: V3-Large 22.6 mAP",
+        epochs=1731, batch_size=512, optimizer="sgd", lr=0.2, nesterov=False, weight_decay=4e-5,
+        schedule="cosine", warmup_epochs=8.66, warmup_from=1 / 3, label_smoothing=0.0, ema_decay=None,
+        bn_momentum=0.03, augment="ssdlite",
+    ),
+    "torchvision-ssdlite": Recipe(
+        task="detect", source="torchvision's references/detection, ssdlite320_mobilenet_v3_large: 21.3 mAP",
+        epochs=660, batch_size=192, optimizer="sgd", lr=0.2, nesterov=False, weight_decay=4e-5,
+        schedule="cosine", warmup_epochs=1, warmup_from=1e-3, label_smoothing=0.0, ema_decay=None,
+        bn_momentum=0.03, augment="ssdlite",
+    ),
+    "detect": Recipe(
+        task="detect", source="hundreds of images, an hour on a CPU: results/detection",
+        epochs=60, batch_size=16, optimizer="adamw", lr=8e-3, weight_decay=0.05, schedule="cosine",
+        warmup_epochs=1, warmup_from=0.1, label_smoothing=0.0, layer_decay=0.95, bn_momentum=0.1,
+        augment="photo",
+    ),
+    # Segmentation. DeepLab's rate of 0.007 is for 16 crops a step, its 90,000 steps for Cityscapes.
+    "deeplab": Recipe(
+        task="segment", source="DeepLab's released code and flags: LR-ASPP on V3-Large 72.4 mIoU on Cityscapes",
+        epochs=484, batch_size=16, optimizer="sgd", lr=0.007 * 16, nesterov=False, weight_decay=4e-5,
+        schedule="poly", warmup_epochs=0, label_smoothing=0.0, ema_decay=None, bn_momentum=3e-4,
+        augment="deeplab",
+    ),
+    "segment": Recipe(
+        task="segment", source="hundreds of images, an hour on a CPU: results/segmentation",
+        epochs=40, batch_size=8, optimizer="adamw", lr=0.02, weight_decay=0.05, schedule="cosine",
+        warmup_epochs=1, warmup_from=0.1, label_smoothing=0.0, layer_decay=0.95, bn_momentum=0.1,
+        augment="photo",
     ),
     # Quantization-aware: a trained network goes on with the rounding in place, in steps so small that
     # it keeps what it knows, led by what it was in float.

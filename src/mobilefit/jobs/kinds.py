@@ -1,0 +1,282 @@
+"""What differs between tasks in the verbs: data, the network's form, and what is said of a result.
+
+All else (loop, latency, NetAdapt, int8, files) is the same for every task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mobilefit import arch
+from mobilefit.arch import NetSpec, Task
+from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.data.detection import DetectionData, load_detection
+from mobilefit.data.segmentation import SegmentationData, load_segmentation
+from mobilefit.errors import InputError
+from mobilefit.jobs import lab, pretrained
+from mobilefit.progress import Voice
+from mobilefit.tasks.detect import Detect, DetectionEvaluation
+from mobilefit.tasks.metrics import record_of
+from mobilefit.tasks.segment import Segment, SegmentationEvaluation
+from mobilefit.train import Evaluation, Recipe, recipe
+from mobilefit.train.classify import Classify
+from mobilefit.train.task import Task as Port
+
+Data = ClassificationData | DetectionData | SegmentationData
+
+GRID = 32
+"""Sides of an image are multiples of it where they are chosen here: the backbones' stride."""
+LONGEST = 512
+"""Pixels of the longer side, where the images are larger and nothing is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where images come from, and how they are divided."""
+
+    name: str
+    """A folder, or the name of a data set."""
+    seed: int = 0
+    holdout: float = 0.1
+    ignore: Sequence[int] = ()
+    """Segmentation: labels that are no class."""
+
+
+class Kind(Protocol):
+    """A task, as the verbs need it."""
+
+    task: Task
+    port: Port
+    score: str
+    """What a result's number is called."""
+
+    def load(self, source: Source) -> Any:
+        """The images.
+
+        Raises:
+            InputError: there are none, or they cannot be used.
+        """
+
+    def network(self, chosen: NetSpec, data: Any, height: int | None, width: int | None) -> NetSpec:
+        """A chosen network for these images: its head, its classes, its input's size.
+
+        Args:
+            chosen: of this task, or a classifier, which becomes the backbone.
+            height, width: of the input, pixels; ``None``: what is usual.
+        """
+
+    def preset(self, data: Any, spec: NetSpec) -> Preset:
+        """How an image becomes the network's input."""
+
+    def recipe(self, name: str | None, weights: object | None, data: Any) -> Recipe:
+        """The recipe of that name, else the usual one.
+
+        Raises:
+            InputError: it is for another task.
+        """
+
+    def value(self, found: Any) -> float:
+        """The number that tells how good the network is, 0 to 1."""
+
+    def record(self, found: Any, data: Any) -> dict[str, Any]:
+        """What a record keeps of an evaluation on the test images."""
+
+
+class Classification:
+    """One class for each image. See :class:`Kind`."""
+
+    task: Task = "classify"
+    port: Port = Classify()
+    score = "top-1"
+
+    def load(self, source: Source) -> ClassificationData:
+        return load(source.name, seed=source.seed, holdout=source.holdout)
+
+    def network(
+        self, chosen: NetSpec, data: ClassificationData, height: int | None, width: int | None
+    ) -> NetSpec:
+        if width not in (None, height):
+            raise InputError("a classifier sees a square", "leave --columns out")
+        return chosen.resolution(height or 96).classes(len(data.classes))
+
+    def preset(self, data: ClassificationData, spec: NetSpec) -> Preset:
+        return data.preset(spec.input_size)
+
+    def recipe(self, name: str | None, weights: object | None, data: ClassificationData) -> Recipe:
+        return lab.recipe_for(name, weights, data)
+
+    def value(self, found: Evaluation) -> float:
+        return found.top1
+
+    def record(self, found: Evaluation, data: ClassificationData) -> dict[str, Any]:
+        return {
+            "top5": found.top5, "loss": found.loss, "confusion": found.confusion.tolist(),
+            "misclassified": lab.misclassified(found, data), "hardest": lab.hardest(found, data),
+        }  # fmt: skip
+
+
+class Detection:
+    """Boxes and their classes. See :class:`Kind`."""
+
+    task: Task = "detect"
+    port: Port = Detect()
+    score = "mAP@0.5"
+
+    def load(self, source: Source) -> DetectionData:
+        return load_detection(source.name, seed=source.seed, holdout=source.holdout)
+
+    def network(self, chosen: NetSpec, data: DetectionData, height: int | None, width: int | None) -> NetSpec:
+        made = chosen if chosen.task == "detect" else arch.detector(chosen)
+        side = height or made.input_size
+        return made.classes(len(data.classes)).resolution(side, width)
+
+    def preset(self, data: DetectionData, spec: NetSpec) -> Preset:
+        return data.preset(*spec.image_shape)
+
+    def recipe(self, name: str | None, weights: object | None, data: DetectionData) -> Recipe:
+        return _of_task(name or "detect", self.task)
+
+    def value(self, found: DetectionEvaluation) -> float:
+        return found.score.map50
+
+    def record(self, found: DetectionEvaluation, data: DetectionData) -> dict[str, Any]:
+        return record_of(found.score)
+
+
+class Segmentation:
+    """A class for every pixel. See :class:`Kind`."""
+
+    task: Task = "segment"
+    port: Port = Segment()
+    score = "mIoU"
+
+    def load(self, source: Source) -> SegmentationData:
+        return load_segmentation(
+            source.name, seed=source.seed, holdout=source.holdout, ignore=tuple(source.ignore)
+        )
+
+    def network(
+        self, chosen: NetSpec, data: SegmentationData, height: int | None, width: int | None
+    ) -> NetSpec:
+        made = chosen if chosen.task == "segment" else arch.segmenter(chosen)
+        if height is None and width is not None:
+            raise InputError("--columns says how wide the input is, and nothing how high", "give --resolution too")
+        shape = usual_shape(data.size) if height is None else (height, width)
+        return made.classes(len(data.classes)).resolution(*shape)
+
+    def preset(self, data: SegmentationData, spec: NetSpec) -> Preset:
+        height, width = spec.image_shape
+        return Preset(resolution=height, width=width, fit="stretch")
+
+    def recipe(self, name: str | None, weights: object | None, data: SegmentationData) -> Recipe:
+        return _of_task(name or "segment", self.task)
+
+    def value(self, found: SegmentationEvaluation) -> float:
+        return found.score.miou
+
+    def record(self, found: SegmentationEvaluation, data: SegmentationData) -> dict[str, Any]:
+        return record_of(found.score)
+
+
+KINDS: dict[Task, Kind] = {kind.task: kind for kind in (Classification(), Detection(), Segmentation())}
+
+
+def kind_for(task: Task | None, spec: NetSpec) -> Kind:
+    """What is asked for, else what the network is for.
+
+    Raises:
+        InputError: the network is for another task.
+    """
+    if task is not None and spec.task not in ("classify", task):
+        raise InputError(f"'{spec.name}' is for --task {spec.task}, not for {task}")
+    if task == "classify" or task is None:
+        return KINDS[spec.task]
+    return KINDS[task]
+
+
+def usual_shape(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a segmenter's input for images of this width and height.
+
+    The nearest multiples of :data:`GRID`, of the images' own size or with their longer side at
+    :data:`LONGEST`.
+    """
+    factor = min(1.0, LONGEST / max(size))
+    width, height = (max(GRID, round(side * factor / GRID) * GRID) for side in size)
+    return height, width
+
+
+def _of_task(name: str, task: Task) -> Recipe:
+    found = recipe(name)
+    if found.task != task:
+        raise InputError(f"recipe '{name}' is for --task {found.task}, not for {task}")
+    return found
+
+
+
+
+def loaded(kind: Kind, source: Source) -> Any:
+    """The data for a network that is there already.
+
+    Raises:
+        InputError: there are none of its task; the message says what the network takes.
+    """
+    if source.ignore and kind.task != "segment":
+        raise InputError("--ignore-label is for masks", f"leave it out: the network is for --task {kind.task}")
+    try:
+        return kind.load(source)
+    except InputError as error:
+        if not Path(source.name).is_dir():
+            raise
+        raise InputError(f"the network takes {_TAKES[kind.task]}: {error.message}", error.hint) from error
+
+
+_TAKES: dict[Task, str] = {
+    "classify": "images in class folders", "detect": "images with boxes", "segment": "images with masks"
+}  # fmt: skip
+
+
+def trained_preset(opened: pretrained.Opened, data: Any, kind: Kind) -> Preset:
+    """How images become a network's input: as in its training; the data's usual way, if nothing tells it.
+
+    Raises:
+        InputError: the network was trained for other classes than the data's.
+    """
+    if opened.saved.preset is not None or kind.task == "classify":
+        return opened.preset(data)
+    spec = opened.network.spec
+    pretrained.check_classes(opened.path, spec.head.num_classes, opened.saved.classes, data)
+    return kind.preset(data, spec)
+
+
+def tell_left_out(data: Data, voice: Voice) -> None:
+    """Say what of the data set is not used."""
+    if data.skipped:
+        first = data.skipped[0]
+        voice(f"{len(data.skipped)} bad files are left out; the first: {first.path} ({first.why})")
+    if isinstance(data, DetectionData):
+        for boxes in data.dropped:
+            voice(f"boxes left out: {boxes}")
+        if data.clipped.count:
+            voice(f"boxes changed: {data.clipped}")
+
+
+def described(data: Data) -> dict[str, Any]:
+    """A data set in a record."""
+    parts = {part: len(getattr(data, part)) for part in ("train", "holdout", "test")}
+    found: dict[str, Any] = {
+        "name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint, "sizes": parts,
+        "skipped": [{"path": file.path, "why": file.why} for file in data.skipped],
+    }  # fmt: skip
+    if isinstance(data, DetectionData):
+        found["counts"] = {part: getattr(data, part).counts.tolist() for part in parts}
+        found["dropped"] = [{"why": box.why, "count": box.count, "examples": list(box.examples)}
+                            for box in (*data.dropped, *([data.clipped] if data.clipped.count else []))]  # fmt: skip
+    elif isinstance(data, SegmentationData):
+        found["pixels"] = {part: getattr(data, part).pixels.tolist() for part in parts}
+        found["ignored"] = data.ignored
+    else:
+        found["counts"] = lab.describe(data)["counts"]
+    return found

@@ -1,0 +1,137 @@
+"""Segmentation: R-ASPP and LR-ASPP on images with masks, judged by the mean intersection over union."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from mobilefit.arch import SegmentationHead
+from mobilefit.data import Preset
+from mobilefit.data.masks import IGNORED, Mask
+from mobilefit.data.scenes import SceneFeed, scene_batches
+from mobilefit.data.segmentation import SegmentationSet
+from mobilefit.data.segmentation_augment import (
+    collate,
+    eval_sample,
+    segmentation_augment,
+    train_sample,
+)
+from mobilefit.errors import InputError
+from mobilefit.nn import Network
+from mobilefit.tasks.detect import no_mixing
+from mobilefit.tasks.metrics import SegmentationMetric, SegmentationScore
+from mobilefit.train.evaluate import evaluating
+from mobilefit.train.loss import Teacher
+from mobilefit.train.ranks import gathered
+from mobilefit.train.recipe import Recipe
+
+BATCH = 16
+"""Images of an evaluation's forward pass."""
+
+Segmenter = Callable[[Tensor], Tensor]
+"""Images float32 [n, 3, h, w] to logits [n, k, h', w']: a network, or its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationEvaluation:
+    """How good a segmenter is."""
+
+    score: SegmentationScore
+
+    def row(self) -> dict[str, float]:
+        """What the history of a training keeps of it."""
+        return self.score.row()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Objective:
+    smoothing: float
+
+    def mixed(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        return images, targets
+
+    def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+        loss = F.cross_entropy(
+            outputs.float(), targets, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
+        )
+        # The mean over the labelled pixels of the batch: crops without any count for nothing.
+        return loss / (targets != IGNORED).sum().clamp(min=1) * len(images)
+
+
+class Segment:
+    """A class for every pixel. See :class:`mobilefit.train.task.Task`."""
+
+    score = "val_miou"
+
+    def require(self, net: nn.Module, sets: list[SegmentationSet]) -> None:
+        assert isinstance(net, Network)
+        most = max(len(scenes.classes) for scenes in sets)
+        if not isinstance(net.spec.head, SegmentationHead) or most != net.spec.head.num_classes:
+            raise InputError(
+                f"the images have {most} classes, and the network tells {net.spec.head.num_classes} apart",
+                "build it for as many classes as there are",
+            )
+
+    def identity(self, train_set: SegmentationSet) -> str:
+        return f"{len(train_set)} ({train_set.digest})"
+
+    def feed(
+        self, train_set: SegmentationSet, preset: Preset, recipe: Recipe, *, seed: int, rank: int = 0,
+        ranks: int = 1,
+    ) -> SceneFeed:  # fmt: skip
+        augment = segmentation_augment(recipe.augment)
+
+        def vary(image: Any, truth: Mask, random: np.random.Generator) -> tuple[Any, Mask]:
+            return train_sample(image, truth, preset, augment, random)
+
+        return SceneFeed(
+            len(train_set), train_set.sample, vary, collate, preset, recipe.batch_size, seed=seed,
+            rank=rank, ranks=ranks,
+        )  # fmt: skip
+
+    def objective(
+        self, net: nn.Module, train_set: SegmentationSet, recipe: Recipe, teacher: Teacher | None,
+        device: torch.device,
+    ) -> _Objective:  # fmt: skip
+        no_mixing("segmentation", recipe)
+        return _Objective(smoothing=recipe.label_smoothing)
+
+    def evaluate(
+        self, net: nn.Module, images: SegmentationSet, preset: Preset, *, fabric: Fabric | None = None
+    ) -> SegmentationEvaluation:
+        """mIoU of a network on some images, counted on their own pixels; its mode is restored."""
+        device = next(net.parameters()).device
+
+        def run(batch: Tensor) -> Tensor:
+            found: Tensor = net(batch.to(device, memory_format=torch.channels_last))
+            return found.float().cpu()
+
+        with evaluating(net), torch.no_grad():
+            return segmented(run, images, preset, fabric)
+
+
+def segmented(
+    run: Segmenter, images: SegmentationSet, preset: Preset, fabric: Fabric | None = None
+) -> SegmentationEvaluation:
+    """How good a segmenter is on a set.
+
+    Args:
+        run: the network on a batch, or a file made from it.
+        fabric: its processes divide the batches, and every one gets everything.
+    """
+    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    metric = SegmentationMetric(images.classes)
+    for places, batch, truths in scene_batches(
+        images, partial(eval_sample, preset=preset), preset, BATCH, rank=rank, ranks=ranks
+    ):
+        for place, logits, truth in zip(places, run(batch), truths, strict=True):
+            metric.add(logits.numpy(), truth, place)
+    return SegmentationEvaluation(score=SegmentationMetric.joined(gathered(fabric, metric)).result())
