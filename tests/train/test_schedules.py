@@ -100,10 +100,27 @@ def timms_cosine(recipe: Recipe, steps: int, epoch: int) -> Rates:
         scheduler.step_update(step + 1)
 
 
+def tensorflows_cosine(recipe: Recipe, steps: int, epoch: int) -> Rates:
+    """``cosine_decay_with_warmup`` of TensorFlow's object detection, with the numbers of its configuration."""
+    warmup = 2000 * 512 / 118_287 * epoch
+    for step in range(steps):
+        if step < warmup:
+            yield (0.4 - 0.4 / 3) / warmup * step + 0.4 / 3
+        else:
+            yield 0.5 * 0.4 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def deeplabs(recipe: Recipe, steps: int, epoch: int) -> Rates:
+    """``tf.train.polynomial_decay`` as DeepLab's ``get_model_learning_rate`` calls it."""
+    for step in range(steps):
+        yield (0.007 - 0) * (1 - step / steps) ** 0.9 + 0
+
+
 PEERS: dict[str, Callable[[Recipe, int, int], Rates]] = {
     "paper": slims, "torchvision-v1": torchvisions_first, "torchvision-v2": torchvisions_second,
     "timm-ra": timms_step, "d-li14": d_li14s, "fast": timms_cosine, "scratch": timms_cosine,
-    "finetune": timms_cosine, "int8": timms_cosine,
+    "finetune": timms_cosine, "int8": timms_cosine, "ssdlite": tensorflows_cosine, "detect": timms_cosine,
+    "deeplab": deeplabs, "segment": timms_cosine,
 }  # fmt: skip
 
 

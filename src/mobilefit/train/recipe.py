@@ -234,13 +234,7 @@ RECIPES: dict[str, Recipe] = {
     "ssdlite": Recipe(
         task="detect", source="TensorFlow's ssdlite_mobilenet_v3_large_320x320_coco.config: V3-Large 22.6 mAP",
         epochs=1731, batch_size=512, optimizer="sgd", lr=0.2, nesterov=False, weight_decay=4e-5,
-        schedule="cosine", warmup_epochs=8.66, warmup_from=1 / 3, label_smoothing=0.0, ema_decay=None,
-        bn_momentum=0.03, augment="ssdlite",
-    ),
-    "torchvision-ssdlite": Recipe(
-        task="detect", source="torchvision's references/detection, ssdlite320_mobilenet_v3_large: 21.3 mAP",
-        epochs=660, batch_size=192, optimizer="sgd", lr=0.2, nesterov=False, weight_decay=4e-5,
-        schedule="cosine", warmup_epochs=1, warmup_from=1e-3, label_smoothing=0.0, ema_decay=None,
+        schedule="cosine", warmup_epochs=2000 * 512 / 118_287, warmup_from=1 / 3, label_smoothing=0.0, ema_decay=None,
         bn_momentum=0.03, augment="ssdlite",
     ),
     "detect": Recipe(
