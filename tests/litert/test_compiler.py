@@ -15,7 +15,8 @@ from mobilefit.errors import InputError
 from mobilefit.litert import compile, read_metadata
 from mobilefit.litert.graph import parse
 from mobilefit.nn import build
-from mobilefit.nn.layers import Conv2d, MaxPool2d
+from mobilefit.nn.layers import Conv2d, MaxPool2d, ResizeLike, Rows
+from mobilefit.nn.segmentation import ImagePool
 
 
 class Residual(nn.Module):
@@ -36,6 +37,17 @@ class Call(nn.Module):
 
     def forward(self, x):
         return self.function(x)
+
+
+class Resized(nn.Module):
+    """A coarser map at the size of its input."""
+
+    def __init__(self, coarser, aligned):
+        super().__init__()
+        self.coarser, self.resize = coarser, ResizeLike(aligned)
+
+    def forward(self, x):
+        return self.resize(self.coarser(x), x)
 
 
 def gate(width):
@@ -91,6 +103,18 @@ LAYERS = {
     "residual relu": lambda: nn.Sequential(Residual(nn.Conv2d(6, 6, 1)), nn.ReLU()),
     "residual +=": lambda: Residual(nn.Conv2d(6, 6, 1), operator.iadd),
     "conv read twice": lambda: nn.Sequential(nn.Conv2d(6, 6, 1), Residual(nn.ReLU())),
+    "pool of two strides": lambda: nn.AvgPool2d((4, 3), (2, 3)),
+    "pool of a map smaller than its window": lambda: ImagePool(9, 1, 5),
+    "pool of a larger map": lambda: ImagePool(5, 2, 3),
+    "channels side by side": lambda: Call(lambda x: torch.cat([x, x + x, x], 1)),
+    "rows of pixels side by side": lambda: Call(lambda x: torch.cat((x, x + x), dim=-2)),
+    "images side by side": lambda: Call(lambda x: torch.cat([x, x + x])),
+    "more than XNNPACK joins at once": lambda: Call(lambda x: torch.cat([x] * 11, 1)),
+    "rows": lambda: Rows(3),
+    "resized, corners aligned": lambda: Resized(nn.AvgPool2d(2), True),
+    "resized by edges": lambda: Resized(nn.AvgPool2d(2), False),
+    "one pixel for all": lambda: Resized(nn.AdaptiveAvgPool2d(1), True),
+    "one pixel's gate": lambda: Residual(Resized(nn.AdaptiveAvgPool2d(1), False), torch.mul),
     "squeeze, hard": lambda: Residual(nn.Sequential(gate(6), nn.Hardsigmoid()), torch.mul),
     "squeeze, soft": lambda: Residual(nn.Sequential(gate(6), nn.Sigmoid()), lambda x, g: g * x),
 }
@@ -104,6 +128,29 @@ def test_a_layer_computes_what_torch_does(name, worker, randomized, images, refe
     expected = reference(net, array * 3)
     assert result.shape == expected.shape
     assert abs(result - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "side by side" in name or "one pixel" in name
+                                  or "resized" in name or "XNNPACK" in name or "rows" in name])  # fmt: skip
+def test_what_heads_are_made_of_stays_in_the_delegate(name, worker, randomized):
+    before = nn.Conv2d(6, 6, 1)  # a delegate takes no file of a single operator
+    seen = worker.inspect(compile(nn.Sequential(before, randomized(LAYERS[name]())), (1, 6, 9, 8)))
+    assert (seen.partitions, seen.outside) == (1, ())
+
+
+def test_a_gate_of_one_pixel_is_not_resized():
+    net = Residual(Resized(nn.AdaptiveAvgPool2d(1), True), torch.mul)
+    assert [op.name for op in parse(compile(net, (1, 6, 9, 8))).ops] == ["MEAN", "MUL"]
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_dilated_convolution_is_padded_by_the_operator(kernel, dilation, worker, images, reference):
+    torch.manual_seed(0)
+    net = Conv2d(4, 4, kernel, 1, 4, "same", dilation)
+    blob, array = compile(net, (1, 4, 9, 10)), images((1, 4, 9, 10))
+    assert [op.name for op in parse(blob).ops] == ["DEPTHWISE_CONV_2D"]
+    assert abs(worker.run(blob, array) - reference(net, array)).max() < 1e-5
 
 
 def test_a_linear_layer_takes_rows_of_features(worker, images, reference):
@@ -186,6 +233,29 @@ def test_pools_and_squeezed_convolutions_agree_in_one_partition(
     assert inspection.ops.count("MAX_POOL_2D") == 4 and "PAD" not in inspection.ops
 
 
+# ---- several outputs
+
+
+def test_each_output_has_its_place_and_its_name(worker, images):
+    net = Call(lambda x: (x + x, x.mean([2, 3])))
+    blob, array = compile(net, (1, 3, 4, 5), outputs=("twice", "mean")), images((2, 3, 4, 5))
+    assert parse(blob).output_names == ["twice", "mean"]
+    twice, mean = worker.outputs(blob, array)
+    assert abs(twice - 2 * array).max() < 1e-6 and abs(mean - array.mean((1, 2))).max() < 1e-6
+    assert parse(compile(net, (1, 3, 4, 5))).output_names == ["output", "output_1"]
+
+
+@pytest.mark.parametrize("names", [("one",), ("same", "same")])
+def test_names_that_do_not_fit_the_outputs(names):
+    with pytest.raises(InputError, match="the network has 2 outputs"):
+        compile(Call(lambda x: (x + x, x * x)), (1, 3, 4, 4), outputs=names)
+
+
+def test_what_no_output_depends_on_is_left_out():
+    net = Call(lambda x: [x + x, x * x][0])
+    assert [op.name for op in parse(compile(net, (1, 3, 4, 4))).ops] == ["ADD"]
+
+
 # ---- folding
 
 
@@ -248,7 +318,9 @@ def branching(x):
 REFUSED = {
     "a layer without translation": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU()), "'1' (GELU)"),
     "a function without translation": (Call(lambda x: x.sin()), "'sin' (sin)"),
-    "two outputs": (Call(lambda x: (x, x)), "output"),
+    "a number as an output": (Call(lambda x: (x, 1)), "output"),
+    "pieces that do not fit": (Call(lambda x: torch.cat([x, x.mean([2, 3], keepdim=True)], 1)), "joins"),
+    "rows of broken anchors": (Rows(2), "rows of 2 of 3 channels"),
     "wrong channels": (nn.Conv2d(4, 4, 1), "takes 4 channels, not 3"),
     "wrong features": (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), "4"),
     "an image under the kernel": (nn.Conv2d(3, 4, 9), "8x8"),

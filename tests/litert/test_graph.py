@@ -10,7 +10,7 @@ from torch import nn
 from mobilefit.errors import InputError
 from mobilefit.int8 import with_random_ranges
 from mobilefit.litert import compile, read_metadata
-from mobilefit.litert.graph import ALIGNMENT, Tensor, name_uniquely, parse, serialize
+from mobilefit.litert.graph import ALIGNMENT, CODE, Op, Tensor, name_uniquely, parse, serialize
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,29 @@ def test_reading_and_writing_changes_nothing(blob, int8):
         assert a.data is None or np.array_equal(a.data, b.data)
         assert (a.quantization is None) == (b.quantization is None)
         assert a.quantization is None or np.array_equal(a.quantization.scale, b.quantization.scale)
+
+
+def test_a_custom_operator_is_read_and_written(blob):
+    graph = parse(blob)
+    out = Tensor("found", (1, 4))
+    custom = {"custom": "Its_Name", "custom_options": b"\1\2\3"}
+    graph.ops.append(Op(CODE.CUSTOM, [graph.outputs[0]], [out], **custom))
+    graph.ops.append(Op(CODE.CUSTOM, [out], [Tensor("more", (1,))], custom="Other"))
+    graph.outputs = [graph.ops[-1].output]
+    data = serialize(graph)
+    again = parse(data)
+    assert serialize(again) == data
+    first, second = again.ops[-2:]
+    assert (first.name, first.custom, first.custom_options) == ("Its_Name", "Its_Name", b"\1\2\3")
+    assert (second.name, second.custom_options) == ("Other", b"")
+
+
+def test_operators_that_nothing_depends_on_are_dropped(blob):
+    graph = parse(blob)
+    kept = [op.name for op in graph.ops]
+    graph.ops.insert(1, Op(CODE.RELU, [graph.ops[0].output], [Tensor("nobody", (1,))]))
+    graph.drop_unread()
+    assert [op.name for op in graph.ops] == kept
 
 
 def test_weights_lie_at_multiples_of_16_bytes(blob):

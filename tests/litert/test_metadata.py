@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from mobilefit.arch import spec
 from mobilefit.errors import InputError
 from mobilefit.int8 import quantize
 from mobilefit.litert import compile, read_metadata
 from mobilefit.litert.graph import parse, serialize
 from mobilefit.litert.metadata import LABELS, STANDARD_NAME, labels_of, packaged
+from mobilefit.litert.outputs import DetectionOutputs, SegmentationOutputs, with_outputs
+from mobilefit.nn import build
 
 CLASSES = ["ant", "bee", "süß, with comma", "d", "e", "f"]
 PRESET = {"resolution": 20, "mean": [0.5] * 3, "std": [0.25] * 3, "crop_fraction": 0.875}
@@ -148,3 +151,102 @@ def test_a_damaged_archive_leaves_the_model(files, lost):
     assert labels_of(cut) == []
     assert read_metadata(cut) == described()
     assert packaged(cut) == packaged(files["float32"])
+
+
+# ---- detectors and segmenters
+
+
+WIDE = {"resolution": 32, "width": 64, "fit": "stretch", "mean": [0.5] * 3, "std": [0.5] * 3,
+        "crop_fraction": 0.875}  # fmt: skip
+FOUND = {
+    "detections": ("ssdlite_mobilenet_v3_small_reduced", DetectionOutputs()),
+    "boxes": ("ssdlite_mobilenet_v3_small_reduced", DetectionOutputs(nms="outside")),
+    "encodings": ("ssdlite_mobilenet_v3_small_reduced", None),
+    "mask": ("lraspp_mobilenet_v3_small", SegmentationOutputs()),
+    "coarse": ("lraspp_mobilenet_v3_small", SegmentationOutputs(form="coarse")),
+    "labels": ("lraspp_mobilenet_v3_small", SegmentationOutputs(form="labels")),
+}
+
+
+@pytest.fixture(scope="module")
+def other_tasks():
+    kept = {}
+
+    def make(kind, classes=CLASSES):
+        name, outputs = FOUND[kind]
+        chosen = spec(name).resolution(32, 64).classes(6)
+        if name not in kept:
+            kept[name] = build(chosen).eval()
+        said = described(preset=WIDE, classes=list(classes), spec=chosen.to_dict())
+        blob = compile(kept[name], (1, 3, 32, 64), metadata=said)
+        return packaged(blob if outputs is None else with_outputs(blob, chosen, outputs))
+
+    return make
+
+
+def test_a_detectors_four_outputs_are_named_grouped_and_explained(other_tasks):
+    module, model = read_back(other_tasks("detections"))
+    assert model.minParserVersion == b"1.2.0" and b"objects of 6 classes" in model.description
+    (subgraph,) = model.subgraphMetadata
+    location, category, score, number = subgraph.outputTensorMetadata
+    names = [t.name for t in (location, category, score, number)]
+    assert names == [b"location", b"category", b"score", b"number of detections"]
+    box = location.content.contentProperties
+    assert location.content.contentPropertiesType == module.ContentProperties.BoundingBoxProperties
+    assert list(box.index) == [1, 0, 3, 2]
+    assert (box.type, box.coordinateType) == (
+        module.BoundingBoxType.BOUNDARIES, module.CoordinateType.RATIO,
+    )  # fmt: skip
+    (labels,) = category.associatedFiles
+    assert labels.type == module.AssociatedFileType.TENSOR_VALUE_LABELS
+    assert {(t.content.range.min, t.content.range.max) for t in (location, category, score)} == {(2, 2)}
+    (group,) = subgraph.outputTensorGroups
+    assert list(group.tensorNames) == names[:3]
+
+
+def test_the_image_of_a_detector_is_stretched(other_tasks):
+    _, model = read_back(other_tasks("detections"))
+    (image,) = model.subgraphMetadata[0].inputTensorMetadata
+    size = image.content.contentProperties.defaultSize
+    assert (size.width, size.height) == (64, 32)
+    assert image.description == b"The whole image, resized to 64x32 with antialiasing."
+
+
+@pytest.mark.parametrize("kind", ["mask", "coarse"])
+def test_a_segmenters_softmax_is_left_to_the_program(other_tasks, kind):
+    module, model = read_back(other_tasks(kind))
+    (subgraph,) = model.subgraphMetadata
+    (mask,) = subgraph.outputTensorMetadata
+    assert mask.content.contentPropertiesType == module.ContentProperties.ImageProperties
+    assert mask.associatedFiles[0].type == module.AssociatedFileType.TENSOR_AXIS_LABELS
+    assert model.minParserVersion == b"1.5.0" and b"6 classes of pixels" in model.description
+    (custom,) = subgraph.customMetadata
+    assert custom.name == b"SEGMENTER_METADATA"
+    from mediapipe.tasks.metadata import image_segmenter_metadata_schema_py_generated as segmenter
+
+    options = segmenter.ImageSegmenterOptionsT.InitFromPackedBuf(bytes(custom.data), 0)
+    assert options.activation == segmenter.Activation.SOFTMAX
+
+
+@pytest.mark.parametrize("kind, names", [
+    ("boxes", [b"boxes", b"scores"]), ("encodings", [b"output", b"output_1"]), ("labels", [b"labels"]),
+])  # fmt: skip
+def test_other_outputs_are_described(other_tasks, kind, names):
+    _, model = read_back(other_tasks(kind))
+    assert [t.name for t in model.subgraphMetadata[0].outputTensorMetadata] == names
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_labels_go_with_every_form_and_have_to_fit(other_tasks, kind):
+    blob = other_tasks(kind)
+    assert labels_of(blob) == CLASSES and packaged(blob) == blob
+    with pytest.raises(InputError, match="there are 5 labels for 6 outputs"):
+        other_tasks(kind, CLASSES[:5])
+
+
+def test_the_accuracy_of_each_task_is_told(other_tasks):
+    said = {"int8": {"map50": 0.5, "map": 0.25, "images": "60 images"}}
+    _, model = read_back(packaged(other_tasks("boxes"), said))
+    assert b"mAP of the int8 file: 25.00% on 60 images. mAP@0.5 of the int8" in model.description
+    _, model = read_back(packaged(other_tasks("mask"), {"float32": {"miou": 0.7, "images": "9 images"}}))
+    assert b"Mean intersection over union of the float32 file: 70.00% on 9 images." in model.description

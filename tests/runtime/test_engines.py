@@ -57,6 +57,18 @@ def onnx_of(conv: nn.Conv2d, batch: int | str, inputs: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize("runtime", ONNX)
+def test_every_output_is_given(runtime: str, worker: Worker) -> None:
+    kind, helper = onnx.TensorProto.FLOAT, onnx.helper
+    nodes = [helper.make_node("Neg", ["x"], ["minus"]), helper.make_node("Abs", ["x"], ["size"])]
+    ports = [helper.make_tensor_value_info(name, kind, [1, 3]) for name in ("x", "minus", "size")]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    array = np.asarray([[1, -2, 3], [-4, 5, 6]], np.float32)
+    minus, size = worker.outputs(model.SerializeToString(), array, runtime=runtime)
+    assert np.array_equal(minus, -array) and np.array_equal(size, abs(array))
+
+
+@pytest.mark.parametrize("runtime", ONNX)
 @pytest.mark.parametrize("batch", [1, 2, "n"])
 def test_any_number_of_images_runs(
     runtime: str, batch: int | str, conv: nn.Conv2d, worker: Worker

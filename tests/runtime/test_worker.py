@@ -61,6 +61,19 @@ def test_any_number_of_images_runs(net, blob, threads, worker, images, reference
     assert worker.run(blob, array[:0]).shape == (0, 14, 14, 4)
 
 
+class Both(nn.Module):
+    def forward(self, x):
+        return x + x, x.mean([2, 3])
+
+
+def test_every_output_is_given_for_any_number_of_images(worker, images):
+    blob, array = compile(Both(), (1, 3, 4, 5)), images((3, 3, 4, 5))
+    twice, mean = worker.outputs(blob, array)
+    assert np.allclose(twice, 2 * array) and np.allclose(mean, array.mean((1, 2)), atol=1e-6)
+    assert np.array_equal(worker.run(blob, array), twice)
+    assert [x.shape for x in worker.outputs(blob, array[:0])] == [(0, 4, 5, 3), (0, 3)]
+
+
 @pytest.mark.parametrize("shape, dtype", [((1, 3, 16, 16), "f4"), ((1, 16, 16, 3), "f8")])
 def test_an_array_that_does_not_fit_is_refused(blob, shape, dtype, worker):
     with pytest.raises(InputError, match=r"takes float32 arrays of shape \[1, 16, 16, 3\]"):

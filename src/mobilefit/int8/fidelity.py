@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilefit.int8.simulation import Simulation
+from mobilefit.int8.simulation import Simulation, channels_last
 
 LEAST_TOP1, LEAST_WITHIN_ONE_STEP = 0.995, 0.99
 
@@ -20,11 +20,11 @@ class Fidelity:
 
     images: int
     top1: float
-    """Share of images with the same top-1."""
+    """Share of images with the same top-1; of anchors or pixels where each has logits of its own."""
     equal: float
-    """Share of logits that are equal."""
+    """Share of output values that are equal."""
     within_one_step: float
-    """Share of logits that are at most one step of the output's scale apart."""
+    """Share of output values that are at most one step of the output's scale apart."""
 
     @property
     def ok(self) -> bool:
@@ -37,23 +37,31 @@ class Fidelity:
 
 
 def fidelity_of(
-    simulation: Simulation, run: Callable[[np.ndarray], np.ndarray], batches: Sequence[torch.Tensor]
+    simulation: Simulation,
+    run: Callable[[np.ndarray], np.ndarray | Sequence[np.ndarray]],
+    batches: Sequence[torch.Tensor],
 ) -> Fidelity:
     """Compare the two over images.
 
     Args:
         simulation: that the file was written from.
-        run: the file: ``[n, H, W, C]`` to logits ``[n, k]``, float32.
+        run: the file: ``[n, H, W, C]`` to its outputs, float32, channels last: logits ``[n, k]`` or
+            ``[n, H, W, k]``, or encodings and logits of a detector.
         batches: ``[n, C, H, W]`` each.
     """
     simulation.eval()
-    with torch.no_grad():
-        mine = torch.cat([simulation.run(batch, "int8") for batch in batches]).numpy()
-    theirs = np.concatenate(
-        [run(np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy())) for batch in batches]
-    )
-    steps = np.abs(mine - theirs) / simulation.output_step
+    same, near, top, count, places = 0, 0, 0, 0, 0
+    for batch in batches:
+        with torch.no_grad():
+            mine = channels_last(simulation.run(batch, "int8"))
+        theirs = run(np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy()))
+        theirs = (theirs,) if isinstance(theirs, np.ndarray) else theirs
+        for ours, found, step in zip(mine, theirs, simulation.output_steps, strict=True):
+            steps = np.abs(ours - found) / step
+            same, near = same + int((steps < 0.01).sum()), near + int((steps < 1.01).sum())
+            count += steps.size
+        agree = mine[-1].argmax(-1) == theirs[-1].argmax(-1)  # the logits come last
+        top, places = top + int(agree.sum()), places + agree.size
     return Fidelity(
-        images=len(mine), top1=float((mine.argmax(1) == theirs.argmax(1)).mean()),
-        equal=float((steps < 0.01).mean()), within_one_step=float((steps < 1.01).mean()),
-    )  # fmt: skip
+        images=sum(map(len, batches)), top1=top / places, equal=same / count, within_one_step=near / count
+    )

@@ -63,8 +63,12 @@ class Policy:
         return {"rules": [{"pattern": r.pattern, "arithmetic": r.arithmetic} for r in self.rules]}
 
     def of_op(self, op: Op) -> Arithmetic:
-        """The arithmetic of an operator of the graph; HARD_SWISH, where one is left, is float."""
-        found: Arithmetic = "float" if op.code == CODE.HARD_SWISH else "int8"
+        """The arithmetic of an operator of the graph.
+
+        Without a rule HARD_SWISH, where one is left, is float, and so are rows of predictors where they
+        are joined: each map's boxes and logits keep a scale of their own, and outputs are float anyway.
+        """
+        found: Arithmetic = "float" if op.code == CODE.HARD_SWISH or _joins_rows(op) else "int8"
         for rule in self.rules:
             if _matches(rule.pattern, op):
                 found = rule.arithmetic
@@ -83,6 +87,10 @@ class Policy:
                 )
 
 
+def _joins_rows(op: Op) -> bool:
+    return op.code == CODE.CONCATENATION and len(op.output.shape) == 3
+
+
 def _matches(pattern: str, op: Op) -> bool:
     return fnmatchcase(layer_of(op), pattern) or fnmatchcase(_name(op), pattern)
 
@@ -93,7 +101,16 @@ def layer_of(op: Op) -> str:
     The parts of an activation belong to the layer before it, and so does a residual sum to its block.
     """
     name = _name(op)
-    return name if op.code == CODE.FULLY_CONNECTED else name.rpartition(".")[0] or name
+    parent, _, last = name.rpartition(".")
+    if parent.startswith("head") and last in _OF_HEADS:
+        return f"{parent}.{_OF_HEADS[last]}"
+    return name if op.code == CODE.FULLY_CONNECTED else parent or name
+
+
+_OF_HEADS = {
+    "predict": "predict", "rows": "predict", "high": "high", "low": "low", "gate": "gate", "sigmoid": "gate"
+}  # fmt: skip
+"""Layers of a head that are bare convolutions, and what follows them, by the names of their modules."""
 
 
 def layers(graph: Graph) -> list[str]:

@@ -27,6 +27,7 @@ from mobilefit.int8.policy import Policy, exceptions
 from mobilefit.int8.simulation import Simulation
 from mobilefit.litert.graph import CODE, Graph, Op, name_uniquely, parse, serialize
 from mobilefit.litert.lowerings import DEFAULT, INT8, Lowering, arranged, lower, named
+from mobilefit.litert.outputs import join, split
 from mobilefit.litert.passes import ACT
 
 Edges = Literal["float", "int8"]
@@ -46,7 +47,8 @@ def quantize(
     """Quantize a float32 LiteRT file to int8, after training (PTQ).
 
     Args:
-        blob: what ``compile`` returned.
+        blob: what ``compile`` returned; what :func:`~mobilefit.litert.outputs.with_outputs` put
+            behind its outputs stays float32.
         images: preprocessed float32 arrays ``[n, height, width, channels]`` (any n), as the
             network gets them at inference; 100 to 500 images are plenty.
         observer: the rule that makes a range of the values seen; see :data:`Observer`.
@@ -54,7 +56,7 @@ def quantize(
         bias_correction: shift each layer's bias by the mean error of its outputs on ``images``
             (Nagel et al., 2019, arXiv:1906.04721, appendix D).
         edges: ``"float"``: input and output stay float32; ``"int8"``: both are int8, with the scales
-            that the file states.
+            that the file states (boxes, scores and label maps behind the outputs stay what they are).
         lowering: which operators the layers become: a key of ``litert.lowerings.INT8``.
 
     Returns:
@@ -82,14 +84,17 @@ def calibrated(
 
     Args and errors as of :func:`quantize`.
     """
-    graph = lowered(blob, named(lowering, INT8))
+    network, tail = split(blob)
+    graph = lowered(network, named(lowering, INT8))
     name_uniquely(graph)
     policy = policy or Policy()
     policy.check(graph)
     simulation = Simulation(graph, policy=policy)
     ranges = observe(simulation, batches_of(graph, images), observer)
-    limits.fit(graph, ranges)
-    return Simulation(graph, ranges, policy)
+    limits.fit(graph, ranges, policy)
+    made = Simulation(graph, ranges, policy)
+    made.tail = tail
+    return made
 
 
 def written(
@@ -101,8 +106,9 @@ def written(
         InputError: a scale that LiteRT cannot compute with; it names the tensor.
     """
     graph, ranges = simulation.trained_graph(), simulation.range_table()
-    limits.fit(graph, ranges)
-    return _arranged_and_quantized(graph, ranges, simulation.policy, edges, named(lowering, INT8))
+    limits.fit(graph, ranges, simulation.policy)
+    made = _arranged_and_quantized(graph, ranges, simulation.policy, edges, named(lowering, INT8))
+    return join(made, simulation.tail)
 
 
 def with_random_ranges(
@@ -124,13 +130,14 @@ def with_random_ranges(
         InputError: ``blob`` is no float32 LiteRT file.
     """
     chosen = named(lowering, INT8)
-    graph = lowered(blob, chosen, drop_at_outputs=edges == "int8")
+    network, tail = split(blob)
+    graph = lowered(network, chosen, drop_at_outputs=edges == "int8")
     name_uniquely(graph)
     ranges = {t.name: span(-4.0, 4.0) for t in graph.inputs}
     for op in graph.ops:
         ranges[op.output.name] = _made_up(op)
-    limits.fit(graph, ranges)
-    return _arranged_and_quantized(graph, ranges, Policy(), edges, chosen)
+    limits.fit(graph, ranges, Policy())
+    return join(_arranged_and_quantized(graph, ranges, Policy(), edges, chosen), tail)
 
 
 def lowered(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilefit.int8.policy import layers
+from mobilefit.int8.policy import Arithmetic, layers
 from mobilefit.int8.simulation import Simulation
 from mobilefit.progress import Progress
 
@@ -21,11 +21,12 @@ class LayerSensitivity:
 
     layer: str
     snr_db: float
-    """Of the logits: 10 log10 of their variance over the mean squared error."""
-    accuracy_drop: float
-    """Top-1, 0 to 1; below 0 where rounding happened to help."""
+    """Of the logits: 10 log10 of their variance over the mean squared error; of the worst output where
+    there are several."""
+    accuracy_drop: float | None
+    """Top-1, 0 to 1; below 0 where rounding happened to help. ``None``: no labels were given."""
     agreement: float
-    """Share of images with the same top-1."""
+    """Share of images with the same top-1; of anchors or pixels where each has logits of its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -35,7 +36,7 @@ class LayerSensitivity:
 def sensitivity_of(
     simulation: Simulation,
     batches: Sequence[torch.Tensor],
-    labels: np.ndarray,
+    labels: np.ndarray | None = None,
     *,
     progress: str | None = None,
 ) -> list[LayerSensitivity]:
@@ -44,24 +45,25 @@ def sensitivity_of(
     Args:
         simulation: with ranges.
         batches: ``[n, C, H, W]`` each; a few hundred images tell the layers apart.
-        labels: of all images, ``[N]``.
+        labels: of all images, ``[N]``; ``None`` for what is no classifier.
         progress: label of the progress on standard error; None: silent.
     """
     simulation.eval()
-    wanted = torch.from_numpy(np.asarray(labels)).long()
-    exact = _logits(simulation, batches, "float")
-    right = (exact.argmax(1) == wanted).float().mean()
+    wanted = None if labels is None else torch.from_numpy(np.asarray(labels)).long()
+    exact = _outputs(simulation, batches, "float")
+    best = _best(exact)
     found = []
     names = layers(simulation.graph)
     with Progress(len(names), progress, unit="layer") as bar:
         for name in names:
             with simulation.only(name):
-                logits = _logits(simulation, batches, "int8")
-            top = logits.argmax(1)
+                rounded = _outputs(simulation, batches, "int8")
+            top = _best(rounded)
             found.append(LayerSensitivity(
-                layer=name, snr_db=round(signal_to_noise(exact, logits), 2),
-                accuracy_drop=float(right - (top == wanted).float().mean()),
-                agreement=float((top == exact.argmax(1)).float().mean()),
+                layer=name,
+                snr_db=round(min(map(signal_to_noise, exact, rounded)), 2),
+                accuracy_drop=None if wanted is None else _share(best == wanted) - _share(top == wanted),
+                agreement=_share(top == best),
             ))  # fmt: skip
             bar.update(1)
     return sorted(found, key=lambda row: row.snr_db)
@@ -73,6 +75,20 @@ def signal_to_noise(exact: torch.Tensor, rounded: torch.Tensor) -> float:
     return 10 * math.log10(float(exact.double().var()) / noise) if noise else math.inf
 
 
-def _logits(simulation: Simulation, batches: Sequence[torch.Tensor], arithmetic: Any) -> torch.Tensor:
+def _share(hits: torch.Tensor) -> float:
+    return float(hits.float().mean())
+
+
+def _best(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """The largest of the logits, which come last, at each place that has some."""
+    return outputs[-1].argmax(1 if outputs[-1].dim() == 4 else -1)
+
+
+def _outputs(
+    simulation: Simulation, batches: Sequence[torch.Tensor], arithmetic: Arithmetic
+) -> list[torch.Tensor]:
+    """Each output for all images."""
     with torch.no_grad():
-        return torch.cat([simulation.run(batch, arithmetic) for batch in batches])
+        runs = [simulation.run(batch, arithmetic) for batch in batches]
+    several = [run if isinstance(run, tuple) else (run,) for run in runs]
+    return [torch.cat(parts) for parts in zip(*several, strict=True)]

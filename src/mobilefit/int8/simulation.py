@@ -23,24 +23,33 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 
 from mobilefit.errors import InputError
-from mobilefit.int8.limits import Range, span
+from mobilefit.int8.limits import Range, scale_homes, span
 from mobilefit.int8.policy import Arithmetic, Policy, layer_of
 from mobilefit.litert import graph as litert
 from mobilefit.litert.graph import CODE, Graph, Op
+from mobilefit.litert.outputs import Tail
 from mobilefit.litert.passes import ACT, LINEAR
 
 Visit = Callable[[Op | None, Tensor], Tensor | None]
 """Sees the value that an operator makes (None: the input), before it is rounded, and may change it."""
 
-# Operators whose output is stored on the scale of their input (LiteRT's constraint)
-_SAME_SCALE = frozenset(
-    {CODE.RESHAPE, CODE.MAX_POOL_2D, CODE.AVERAGE_POOL_2D, CODE.PAD, CODE.RESIZE_BILINEAR, CODE.TRANSPOSE}
-)
+Outputs = Tensor | tuple[Tensor, ...]
+"""Of a graph: one tensor where it has one output."""
+
 _LOGISTIC = (0.0, 255 / 256)  # the scale of its output is 1/256, whatever comes in
 
 
+def channels_last(outputs: Outputs) -> list[np.ndarray]:
+    """A simulation's outputs as LiteRT gives them."""
+    several = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [(x.permute(0, 2, 3, 1) if x.dim() == 4 else x).cpu().numpy() for x in several]
+
+
 class Simulation(nn.Module):
-    """A lowered float32 graph as a module: ``[N, C, H, W]`` to the graph's output, ``[N, k]``.
+    """A lowered float32 graph as a module: ``[N, C, H, W]`` to the graph's outputs.
+
+    These have torch's layout, as the module's own: logits ``[N, k]``, rows ``[N, rows, k]``, maps
+    ``[N, k, H, W]``; a tuple where there are several.
 
     Attributes:
         arithmetic: ``"int8"`` or ``"float"``, of the next calls.
@@ -48,6 +57,7 @@ class Simulation(nn.Module):
         delay: training steps before the rounding begins.
         freeze: training step from which the ranges stay as they are; None: they never move.
         momentum: how far a training step moves the ranges towards the extremes of its batch.
+        tail: what the file has behind the graph's outputs, in float32; it is no part of the simulation.
     """
 
     ranges: Tensor
@@ -62,16 +72,17 @@ class Simulation(nn.Module):
         self.delay = 0
         self.freeze: int | None = None
         self.momentum = 0.01
+        self.tail: Tail | None = None
         self.policy = policy or Policy()
         self._of_op = {op: self.policy.of_op(op) for op in graph.ops}
         self._makers = graph.producers()
-        activations = [graph.inputs[0], *(op.output for op in graph.ops)]
+        activations = self._activations = [graph.inputs[0], *(op.output for op in graph.ops)]
         self.names = [tensor.name for tensor in activations]
-        self._slots = {tensor: i for i, tensor in enumerate(activations)}
-        for op in graph.ops:
-            if op.code in _SAME_SCALE:
-                self._slots[op.output] = self._slots[_first(op)]
+        rows = {tensor: i for i, tensor in enumerate(activations)}
+        homes = scale_homes(graph, self.policy)
+        self._slots = {tensor: rows[homes.get(tensor, tensor)] for tensor in activations}
         self._last_use = {t: i for i, op in enumerate(graph.ops) for t in op.inputs if t is not None}
+        self._last_use |= dict.fromkeys(graph.outputs, len(graph.ops))
         self._constants: dict[litert.Tensor, int] = {}
         self.constants = nn.ParameterList(self._float_constants())
         self.register_buffer("ranges", torch.zeros(len(activations), 2))
@@ -122,8 +133,8 @@ class Simulation(nn.Module):
 
     # ---- running
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits; in training mode a step's ranges are followed and its number decides on rounding."""
+    def forward(self, x: Tensor) -> Outputs:
+        """The outputs; in training mode a step's ranges are followed and its number decides on rounding."""
         if not self.training:
             return self.run(x, self.arithmetic)
         step = int(self.steps)
@@ -134,8 +145,9 @@ class Simulation(nn.Module):
         extremes: dict[int, Tensor] = {}
 
         def follow(op: Op | None, value: Tensor) -> None:
-            slot = self._slots[self.graph.inputs[0] if op is None else op.output]
-            if slot not in extremes and (op is None or op.code != CODE.LOGISTIC):
+            tensor = self.graph.inputs[0] if op is None else op.output
+            slot = self._slots[tensor]  # the range is that of the tensor whose scale others share
+            if self._activations[slot] is tensor and (op is None or op.code != CODE.LOGISTIC):
                 extremes[slot] = torch.stack(torch.aminmax(value.detach()))
 
         out = self.run(x, arithmetic, follow)
@@ -146,7 +158,7 @@ class Simulation(nn.Module):
     def run(
         self, x: Tensor, arithmetic: Arithmetic, visit: Visit | None = None,
         *, before_activation: Visit | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Outputs:  # fmt: skip
         """Run in ``"int8"`` (as the policy has it) or ``"float"`` altogether.
 
         Args:
@@ -157,9 +169,18 @@ class Simulation(nn.Module):
         return (_IntegerPass if exact else _Pass)(self, arithmetic, visit, before_activation)(x)
 
     @property
-    def output_step(self) -> float:
-        """The int8 scale of the output."""
-        return float(_affine(self.ranges)[0][self._slots[self.graph.outputs[0]]])
+    def output_steps(self) -> list[float]:
+        """The int8 scale of each output; of one that joins several in float, their largest."""
+        return [max(self._steps_of(tensor)) for tensor in self.graph.outputs]
+
+    def _steps_of(self, tensor: litert.Tensor) -> Iterator[float]:
+        maker = self._makers.get(tensor)
+        if maker is None or maker.code != CODE.CONCATENATION or self._of_op[maker] != "float":
+            yield float(_affine(self.ranges)[0][self._slots[tensor]])
+            return
+        for part in maker.inputs:
+            assert part is not None
+            yield from self._steps_of(part)
 
     @contextlib.contextmanager
     def only(self, layer: str) -> Iterator[None]:
@@ -191,7 +212,7 @@ class _Pass:
             self.scales, self.zeros = _affine(sim.ranges)
             self.wide = sim.ranges.abs().amax(1).clamp(min=1e-9) / 32767
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Outputs:
         graph = self.sim.graph
         values: dict[litert.Tensor, Tensor] = {graph.inputs[0]: _seen(self.visit, None, x)}
         for i, op in enumerate(graph.ops):
@@ -201,7 +222,8 @@ class _Pass:
             for tensor in op.inputs:  # what nobody reads any more
                 if tensor in values and self.sim._last_use[tensor] == i:
                     del values[tensor]
-        return values[graph.outputs[0]]
+        found = tuple(values[tensor] for tensor in graph.outputs)
+        return found[0] if len(found) == 1 else found
 
     def kind(self, op: Op | None) -> Arithmetic:
         """How an operator computes and stores; what comes in from outside is float."""
@@ -278,9 +300,11 @@ class _IntegerPass(_Pass):
             if op.code == CODE.ADD:
                 return _sum(a, b, a_scale / scale, b_scale / scale) * scale.double()
             return (a * b * (a_scale * b_scale / scale)).double() * scale.double()
-        if self.kind(op) == "int8" and op.code == CODE.MEAN:
+        whole = _WHOLE.get(op.code) if self.kind(op) == "int8" else None
+        if whole is not None:
             x, step = self.steps(op, 0, values)
-            return _mean(op, x.double()) * step.double()
+            zero = self.zeros[self.sim._slots[_first(op)]]
+            return whole(op, x.double(), zero) * step.double()
         return super().compute(op, values)
 
     def linear(self, op: Op, values: Mapping[litert.Tensor, Tensor]) -> Tensor:
@@ -415,6 +439,64 @@ def _pooled(pool: Callable[..., Tensor], empty: float) -> Callable[[Op, Tensor],
     return handler
 
 
+def _averaged_as_stored(op: Op, x: Tensor, zero: Tensor) -> Tensor:
+    """LiteRT's own kernel (XNNPACK has none for int8): halves away from zero, of the stored numbers."""
+    stored = _average(op, x) + zero
+    return torch.sign(stored) * torch.floor(stored.abs() + 0.5) - zero
+
+
+def _resize(op: Op, x: Tensor) -> Tensor:
+    o = op.options
+    if not o.alignCorners and not o.halfPixelCenters:
+        raise InputError(
+            "the simulation does not know RESIZE_BILINEAR with neither align_corners nor "
+            "half_pixel_centers"
+        )
+    size = op.output.shape[1:3]
+    return F.interpolate(x, size, mode="bilinear", align_corners=bool(o.alignCorners))
+
+
+def _resized_as_stored(op: Op, x: Tensor, zero: Tensor) -> Tensor:
+    """XNNPACK's int8 kernel: shares of 11 bits along each side, halves rounded up.
+
+    The shares of the four neighbours add up to 2^22, so the zero point need not be in the sums.
+    """
+    (y0, y1, down), (x0, x1, right) = (
+        _neighbours(int(before), after, bool(op.options.alignCorners), x.device)
+        for before, after in zip(x.shape[2:], op.output.shape[1:3], strict=True)
+    )
+    whole = x.long()
+    left = whole[..., x0]
+    along = (left << 11) + (whole[..., x1] - left) * right
+    top = along[:, :, y0]
+    total = (top << 11) + (along[:, :, y1] - top) * down[:, None]
+    return ((total + (1 << 21)) >> 22).double()
+
+
+def _neighbours(
+    before: int, after: int, aligned: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Along a side of ``before`` pixels, for each of ``after``: the two beside it, and the second's
+    share of 2^11. In float32, as XNNPACK reckons."""
+    one = np.float32(1 if aligned and after != 1 else 0)
+    scale = (np.float32(before) - one) / (np.float32(after) - one)
+    places = np.arange(after, dtype=np.float32) * scale
+    if not aligned:
+        half = np.float32(0.5)
+        places = np.clip(places + (half * scale - half), np.float32(0), np.float32(before - 1))
+    first = np.minimum(places.astype(np.int64), before - 1)
+    share = np.rint((places - first.astype(np.float32)) * np.float32(2048)).astype(np.int64)
+    second = np.minimum(first + 1, before - 1)
+    found = [torch.from_numpy(part).to(device) for part in (first, second, share)]
+    return found[0], found[1], found[2]
+
+
+def _concatenate(op: Op, *parts: Tensor) -> Tensor:
+    rank = parts[0].dim()
+    axis = op.options.axis % rank
+    return torch.cat(parts, (0, 2, 3, 1)[axis] if rank == 4 else axis)
+
+
 def _pad(op: Op, x: Tensor) -> Tensor:
     amounts = op.inputs[1]
     assert amounts is not None and amounts.data is not None
@@ -430,16 +512,26 @@ def _reshape(op: Op, x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
+_average = _pooled(F.avg_pool2d, 0.0)
 _HANDLERS: dict[int, Callable[..., Tensor]] = {
     CODE.ADD: lambda op, a, b: a + b,
     CODE.MUL: lambda op, a, b: a * b,
     CODE.MEAN: _mean,
-    CODE.AVERAGE_POOL_2D: _pooled(F.avg_pool2d, 0.0),
+    CODE.AVERAGE_POOL_2D: _average,
     CODE.MAX_POOL_2D: _pooled(F.max_pool2d, -torch.inf),
     CODE.PAD: _pad,
     CODE.RESHAPE: _reshape,
+    CODE.RESIZE_BILINEAR: _resize,
+    CODE.CONCATENATION: _concatenate,
     CODE.LOGISTIC: lambda op, x: torch.sigmoid(x),
     CODE.RELU: lambda op, x: F.relu(x),
     CODE.RELU6: lambda op, x: F.relu6(x),
     CODE.HARD_SWISH: lambda op, x: F.hardswish(x),
 }
+
+_WHOLE: dict[int, Callable[[Op, Tensor, Tensor], Tensor]] = {
+    CODE.MEAN: lambda op, x, zero: _mean(op, x),
+    CODE.AVERAGE_POOL_2D: _averaged_as_stored,
+    CODE.RESIZE_BILINEAR: _resized_as_stored,
+}
+"""In whole numbers, given beside their zero point."""

@@ -48,7 +48,9 @@ def fit_int8(
 
     def taught(images: torch.Tensor) -> torch.Tensor:
         assert teacher is not None
-        return teacher.to(images.device).run(images, "float")
+        logits = teacher.to(images.device).run(images, "float")
+        assert isinstance(logits, torch.Tensor)  # of a classifier: fit distils no other
+        return logits
 
     return fit(
         simulation, train_set, preset=preset, recipe=recipe, validation=validation, seed=seed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,19 @@ from torch.nn import functional
 from mobilefit.errors import InputError
 from mobilefit.litert.graph import CODE, Graph, Op, Tensor, encode_metadata, serialize
 from mobilefit.litert.lowerings import DEFAULT, FLOAT, lower, named
-from mobilefit.litert.passes import ACT, LINEAR, add_op, merge_projections, mul_op, scalar
+from mobilefit.litert.passes import (
+    ACT,
+    LINEAR,
+    add_op,
+    concatenate_op,
+    merge_projections,
+    mul_op,
+    reshape_op,
+    scalar,
+)
+from mobilefit.nn.blocks import Row
+from mobilefit.nn.layers import ResizeLike, Rows
+from mobilefit.nn.segmentation import ImagePool
 
 _FUSES = LINEAR | {CODE.ADD, CODE.MUL}
 _SIXTH = 1 / 6
@@ -34,6 +46,7 @@ def compile(
     *,
     metadata: dict[str, Any] | None = None,
     lowering: str = DEFAULT,
+    outputs: Sequence[str] | None = None,
 ) -> bytes:
     """Compile a network, a block or a single layer to a float32 LiteRT flatbuffer.
 
@@ -42,10 +55,12 @@ def compile(
         input_shape: ``(batch, channels, height, width)``, or ``(batch, features)``.
         metadata: JSON-able; stored in the file, see ``read_metadata``.
         lowering: which operators h-swish and hard-sigmoid become: a key of ``lowerings.FLOAT``.
+        outputs: names of the outputs in the signature, one for each tensor that the network returns;
+            when left out "output", and "output_1", "output_2" ... for what follows.
 
     Returns:
         The bytes of the .tflite file: signature "serving_default", input "input" (NHWC, or
-        ``[batch, features]``), output "output", float32.
+        ``[batch, features]``), float32. Maps are channels last; rows ``[batch, rows, k]`` stay.
 
     Raises:
         InputError: a layer or operation has no translation, or the shapes do not fit; it names it.
@@ -56,10 +71,22 @@ def compile(
             "every side is 1 or more",
         )
     graph = _Compiler(net, tuple(input_shape)).run()
+    graph.output_names = _output_names(outputs, len(graph.outputs))
+    graph.drop_unread()
     merge_projections(graph)
     lower(graph, named(lowering, FLOAT))
     graph.metadata = encode_metadata(metadata)
     return serialize(graph)
+
+
+def _output_names(given: Sequence[str] | None, count: int) -> list[str]:
+    names = list(given or ["output", *(f"output_{i}" for i in range(1, count))])
+    if len(names) != count or len(set(names)) != count:
+        raise InputError(
+            f"the network has {count} outputs, and {len(names)} names are given ({', '.join(names)})",
+            "give each output a name of its own",
+        )
+    return names
 
 
 class _Tracer(fx.Tracer):
@@ -80,7 +107,21 @@ def _trace(net: nn.Module) -> fx.Graph:
         if node.op == "call_module" and isinstance(modules[node.target], _NO_OPS):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    for node in graph.nodes:
+        if node.op != "call_module" and not node.meta.get("nn_module_stack"):
+            node.meta["nn_module_stack"] = dict.fromkeys(_row_of(node, modules))
     return graph
+
+
+def _row_of(node: fx.Node, modules: dict[str, nn.Module]) -> list[str]:
+    """The row that an operation ends: torch.fx notes it for ``forward``, and for no other method of it."""
+    for source in reversed(node.all_input_nodes):
+        path = str(source.target) if source.op == "call_module" else ""
+        while path:
+            if isinstance(modules[path], Row):
+                return [path]
+            path = path.rpartition(".")[0]
+    return []
 
 
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -103,7 +144,9 @@ class _Compiler:
     def run(self) -> Graph:
         for node in self.trace.nodes:
             if node.op == "output":
-                self.graph.outputs = [self.value(node.args[0], node)]
+                found = node.args[0]
+                several = found if isinstance(found, (tuple, list)) else [found]
+                self.graph.outputs = [self.value(one, node) for one in several]
             elif node.op == "placeholder":
                 if self.values:
                     raise InputError("the network takes several inputs", "compile takes one")
@@ -382,11 +425,15 @@ def _mean_method(c: _Compiler, node: fx.Node) -> Tensor:
 def _average_pool(c: _Compiler, node: fx.Node, module: nn.AvgPool2d) -> Tensor:
     x = c.input(node, rank=4)
     (kh, kw), (sh, sw) = _pair(module.kernel_size), _pair(module.stride)
+    if isinstance(module, ImagePool):
+        kh, kw = min(kh, x.shape[1]), min(kw, x.shape[2])
     if _pair(module.padding) != (0, 0) or module.ceil_mode or module.divisor_override:
         raise _unsupported(node, "AvgPool2d with padding, ceil_mode or divisor_override")
     n, height, width, channels = x.shape
     if height < kh or width < kw:
         raise InputError(f"'{_name(node)}' gets {height}x{width} pixels, less than its kernel")
+    if (height, width) == (kh, kw):  # XNNPACK has an int8 MEAN, and no AVERAGE_POOL_2D
+        return _mean(c, node, keep=True)
     shape = (n, (height - kh) // sh + 1, (width - kw) // sw + 1, channels)
     options = schema.Pool2DOptionsT(
         padding=schema.Padding.VALID, strideH=sh, strideW=sw, filterHeight=kh, filterWidth=kw
@@ -423,9 +470,58 @@ def _flatten(c: _Compiler, node: fx.Node, module: nn.Flatten | None = None) -> T
         pool.options.keepDims = False
         pool.output.shape = shape
         return pool.output
-    target = Tensor.constant(f"{_name(node)}/shape", np.asarray(shape, np.int32))
-    options = schema.ReshapeOptionsT(newShape=list(shape))
-    return c.emit(Op(CODE.RESHAPE, [x, target], [Tensor(_name(node), shape)], options))
+    return c.emit(reshape_op(x, Tensor(_name(node), shape)))
+
+
+def _resize_like(c: _Compiler, node: fx.Node, module: ResizeLike) -> Tensor:
+    """Bilinear to another map's sides."""
+    x, like = c.input(node, rank=4), c.value(_argument(node, 1, "like"), node)
+    height, width = like.shape[1:3]
+    if x.shape[1:3] == (height, width):
+        return x
+    aligned, name = module.align_corners, _name(node)
+    size = Tensor.constant(f"{name}/size", np.asarray([height, width], np.int32))
+    output = Tensor(name, (x.shape[0], height, width, x.shape[3]))
+    options = schema.ResizeBilinearOptionsT(alignCorners=aligned, halfPixelCenters=not aligned)
+    return c.emit(Op(CODE.RESIZE_BILINEAR, [x, size], [output], options, 1 if aligned else 3))
+
+
+def _rows(c: _Compiler, node: fx.Node, module: Rows) -> Tensor:
+    """Channels last, an anchor's numbers lie together: their order in memory is that of the rows."""
+    x = c.input(node, rank=4)
+    n, height, width, channels = x.shape
+    if channels % module.outputs:
+        raise InputError(f"'{_name(node)}' cannot make rows of {module.outputs} of {channels} channels")
+    shape = (n, height * width * channels // module.outputs, module.outputs)
+    return c.emit(reshape_op(x, Tensor(_name(node), shape)))
+
+
+_LAST = {0: 0, 1: 3, 2: 1, 3: 2}
+"""Where torch's dimensions of a map are, channels last."""
+
+
+def _cat(c: _Compiler, node: fx.Node) -> Tensor:
+    parts = [c.value(part, node) for part in _argument(node, 0, "tensors")]
+    dim, rank = _argument(node, 1, "dim") or 0, len(parts[0].shape)
+    axis = _LAST[dim % rank] if rank == 4 else dim % rank
+    others = {(*t.shape[:axis], *t.shape[axis + 1 :]) for t in parts}
+    if len(others) != 1:
+        raise InputError(f"'{node.name}' joins {' and '.join(str(t.shape) for t in parts)}")
+    name = _name(node)
+    while len(parts) > _JOINED:  # the last ones first: they are the smallest of a detector's maps
+        rest = _concatenation(c, f"{name}/rest", parts[-_JOINED:], axis)
+        parts = [*parts[:-_JOINED], rest]
+    return _concatenation(c, name, parts, axis)
+
+
+_JOINED = 5
+"""Inputs that XNNPACK's concatenation takes at most."""
+
+
+def _concatenation(c: _Compiler, name: str, parts: list[Tensor], axis: int) -> Tensor:
+    shape = list(parts[0].shape)
+    shape[axis] = sum(t.shape[axis] for t in parts)
+    return c.emit(concatenate_op(parts, Tensor(name, tuple(shape)), axis))
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
@@ -439,7 +535,7 @@ def _binary(make: Callable[..., Op]) -> Handler:
     def handler(c: _Compiler, node: fx.Node) -> Tensor:
         if node.kwargs:
             raise _unsupported(node, f"{_name(node)} with {', '.join(node.kwargs)}")
-        a, b = (c.value(arg, node) for arg in node.args)
+        a, b = (_one_for_all(c, c.value(arg, node)) for arg in node.args)
         sides = zip(a.shape, b.shape, strict=False)
         if len(a.shape) != len(b.shape) or any(p != q and 1 not in (p, q) for p, q in sides):
             raise InputError(f"'{node.name}' joins {a.shape} and {b.shape}")
@@ -447,6 +543,13 @@ def _binary(make: Callable[..., Op]) -> Handler:
         return c.emit(make(a, b, Tensor(_name(node), shape)))
 
     return handler
+
+
+def _one_for_all(c: _Compiler, x: Tensor) -> Tensor:
+    """The one pixel that ``x`` is made of, if resizing has but repeated it: a sum or product does too."""
+    maker = c.producers.get(x)
+    source = maker.inputs[0] if maker is not None and maker.code == CODE.RESIZE_BILINEAR else None
+    return x if source is None or source.shape[1:3] != (1, 1) else source
 
 
 _add, _mul = _binary(add_op), _binary(mul_op)
@@ -467,6 +570,8 @@ _MODULES: dict[type[nn.Module], ModuleHandler] = {
     nn.AvgPool2d: _average_pool,
     nn.MaxPool2d: _max_pool,
     nn.Flatten: _flatten,
+    ResizeLike: _resize_like,
+    Rows: _rows,
 }
 _FUNCTIONS: dict[Any, Handler] = {
     operator.add: _add,
@@ -477,6 +582,7 @@ _FUNCTIONS: dict[Any, Handler] = {
     torch.mul: _mul,
     functional.adaptive_avg_pool2d: _adaptive_pool,
     torch.flatten: _flatten,
+    torch.cat: _cat,
     "flatten": _flatten,
     "mean": _mean_method,
 }

@@ -65,17 +65,22 @@ class Tensor:
 
 @dataclass(eq=False)
 class Op:
-    """One operator; ``code`` is a ``BuiltinOperator``, ``options`` the schema's own object."""
+    """One operator; ``code`` is a ``BuiltinOperator``, ``options`` the schema's own object.
+
+    One that is not built in has ``CODE.CUSTOM``, its name in ``custom`` and its options as bytes.
+    """
 
     code: int
     inputs: list[Tensor | None]
     outputs: list[Tensor]
     options: Any = None
     version: int = 1
+    custom: str = ""
+    custom_options: bytes = b""
 
     @property
     def name(self) -> str:
-        return _CODE_NAMES.get(self.code, str(self.code))
+        return self.custom or _CODE_NAMES.get(self.code, str(self.code))
 
     @property
     def output(self) -> Tensor:
@@ -117,6 +122,15 @@ class Graph:
     def producers(self) -> dict[Tensor, Op]:
         return {tensor: op for op in self.ops for tensor in op.outputs}
 
+    def drop_unread(self) -> None:
+        """Leave operators out that no output depends on, in place."""
+        wanted, kept = set(self.outputs), []
+        for op in reversed(self.ops):
+            if not wanted.isdisjoint(op.outputs):
+                wanted.update(t for t in op.inputs if t is not None)
+                kept.append(op)
+        self.ops = kept[::-1]
+
 
 # ---- writing
 
@@ -125,14 +139,15 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
     """A buffer whose data is copied in one piece and starts at a multiple of 16 bytes."""
 
     def Pack(self, builder: flatbuffers.Builder) -> int:
-        data = None if self.data is None else _aligned_vector(builder, self.data)
+        data = None if self.data is None else aligned_vector(builder, self.data)
         schema.BufferStart(builder)
         if data is not None:
             schema.BufferAddData(builder, data)
         return int(schema.BufferEnd(builder))
 
 
-def _aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
+def aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
+    """Write bytes at a multiple of :data:`ALIGNMENT`; where they lie."""
     builder.StartVector(1, len(data), ALIGNMENT)
     builder.head -= len(data)
     builder.Bytes[builder.head : builder.head + len(data)] = data
@@ -162,11 +177,11 @@ def serialize(graph: Graph) -> bytes:
         outputs=[index[t] for t in graph.outputs],
         name=b"main",
     )
-    codes = sorted({(op.code, op.version) for op in graph.ops})
+    codes = sorted({_code(op) for op in graph.ops})
     subgraph.operators = [_pack_op(op, codes, index) for op in graph.ops]
     model = schema.ModelT(
         version=3,
-        operatorCodes=[_pack_code(code, version) for code, version in codes],
+        operatorCodes=[_pack_code(*code) for code in codes],
         subgraphs=[subgraph],
         description=b"mobilefit",
         signatureDefs=[_pack_signature(graph, index)],
@@ -214,23 +229,34 @@ def _pack_quantization(q: Quantization | None) -> schema.QuantizationParametersT
     )
 
 
-def _pack_op(op: Op, codes: list[tuple[int, int]], index: dict[Tensor, int]) -> schema.OperatorT:
+_Code = tuple[int, int, str]
+
+
+def _code(op: Op) -> _Code:
+    return op.code, op.version, op.custom
+
+
+def _pack_op(op: Op, codes: list[_Code], index: dict[Tensor, int]) -> schema.OperatorT:
     kind = 0
     if op.options is not None:
         kind = getattr(schema.BuiltinOptions, type(op.options).__name__.removesuffix("T"))
     return schema.OperatorT(
-        opcodeIndex=codes.index((op.code, op.version)),
+        opcodeIndex=codes.index(_code(op)),
         inputs=[-1 if t is None else index[t] for t in op.inputs],
         outputs=[index[t] for t in op.outputs],
         builtinOptionsType=kind,
         builtinOptions=op.options,
+        customOptions=np.frombuffer(op.custom_options, np.uint8) if op.custom else None,
     )
 
 
-def _pack_code(code: int, version: int) -> schema.OperatorCodeT:
+def _pack_code(code: int, version: int, custom: str) -> schema.OperatorCodeT:
     # Codes under 127 are written in both fields, so that runtimes from before the wider one read it
     return schema.OperatorCodeT(
-        deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=version
+        deprecatedBuiltinCode=min(code, 127),
+        builtinCode=code,
+        version=version,
+        customCode=custom.encode() if custom else None,
     )
 
 
@@ -314,6 +340,8 @@ def _graph(model: schema.ModelT) -> Graph:
                 [tensors[i] for i in packed.outputs],
                 packed.builtinOptions,
                 code.version,
+                "" if code.customCode is None else code.customCode.decode(),
+                b"" if packed.customOptions is None else bytes(packed.customOptions),
             )
         )
     for entry in model.metadata or []:

@@ -23,7 +23,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from mobilefit.errors import unknown
 from mobilefit.litert.graph import CODE, Graph, Op, Tensor
-from mobilefit.litert.passes import ACT, LINEAR, add_op, fold_scales, mul_op, scalar
+from mobilefit.litert.passes import ACT, LINEAR, add_op, fold_scales, mul_op, reshape_op, scalar
 
 Parts = Callable[[Op], list[Op]]
 """The operators instead of one."""
@@ -238,7 +238,7 @@ def _paired(op: Op, pad: Op | None) -> list[Op]:
     assert weight is not None
     n, height, width, channels = x.shape
     pairs = Tensor(f"{op.output.name}/pairs", (n, height, width // 2, 2 * channels))
-    ops = [_reshape(x, pairs)]
+    ops = [reshape_op(x, pairs)]
     if pad is not None:
         padded = Tensor(pad.output.name, (n, height + 1, width // 2 + 1, 2 * channels))
         ops.append(Op(CODE.PAD, [pairs, pad.inputs[1]], [padded], pad.options, pad.version))
@@ -278,7 +278,7 @@ def _gate_rows(graph: Graph, movable: Callable[[Op], bool], names: dict[str, str
         rows, product = Tensor(f"{y.name}/map", shape), Tensor(f"{y.name}/rows", shape)
         names.update({rows.name: x.name, product.name: y.name})
         last = wider[gate[0]].output
-        ops += [_reshape(x, rows), Op(CODE.MUL, [rows, last], [product], op.options), _reshape(product, y)]
+        ops += [reshape_op(x, rows), Op(CODE.MUL, [rows, last], [product], op.options), reshape_op(product, y)]
     graph.ops = ops
 
 
@@ -331,11 +331,6 @@ def _repeated(chain: list[Op], times: int) -> dict[Op, Op]:
                 inputs[position] = Tensor.constant(constant.name, np.tile(data, repeats))
         made[op] = Op(op.code, inputs, [output], op.options, op.version)
     return made
-
-
-def _reshape(x: Tensor, y: Tensor) -> Op:
-    shape = Tensor.constant(f"{y.name}/shape", np.asarray(y.shape, np.int32))
-    return Op(CODE.RESHAPE, [x, shape], [y], schema.ReshapeOptionsT(newShape=list(y.shape)))
 
 
 STEM: dict[str, Arrange] = {"pixels": _nothing, "pairs": _pixel_pairs}

@@ -7,7 +7,7 @@ costs nothing once it is moved into the weights of the next linear layer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -42,6 +42,15 @@ def add_op(a: Tensor, b: Tensor, out: Tensor, activation: int = ACT.NONE) -> Op:
 
 def mul_op(a: Tensor, b: Tensor, out: Tensor) -> Op:
     return Op(CODE.MUL, [a, b], [out], schema.MulOptionsT())
+
+
+def reshape_op(x: Tensor, out: Tensor) -> Op:
+    shape = Tensor.constant(f"{out.name}/shape", np.asarray(out.shape, np.int32))
+    return Op(CODE.RESHAPE, [x, shape], [out], schema.ReshapeOptionsT(newShape=list(out.shape)))
+
+
+def concatenate_op(parts: Sequence[Tensor], out: Tensor, axis: int) -> Op:
+    return Op(CODE.CONCATENATION, [*parts], [out], schema.ConcatenationOptionsT(axis=axis))
 
 
 def merge_projections(graph: Graph) -> None:

@@ -25,17 +25,16 @@ class Network:
         self.targets = self.interpreter.get_output_details()
         self.inputs, self.outputs = ([_port(d) for d in p] for p in (self.sources, self.targets))
 
-    def run(self, array: np.ndarray, alive: Callable[[], None]) -> np.ndarray:
+    def run(self, array: np.ndarray, alive: Callable[[], None]) -> list[np.ndarray]:
         """Batch by batch, of the size that the file has."""
         # The interpreter's own shape, not the signature's: an open length is not resized to.
         port = only_input([_at_present(p, d) for p, d in zip(self.inputs, self.sources)], array)
-        return in_batches(array, port.shape[0], self._once, self.outputs[0], alive)
+        return in_batches(array, port.shape[0], self._once, self.outputs, alive)
 
-    def _once(self, batch: np.ndarray) -> np.ndarray:
+    def _once(self, batch: np.ndarray) -> list[np.ndarray]:
         self.interpreter.set_tensor(self.sources[0]["index"], batch)
         self.interpreter.invoke()
-        output: np.ndarray = self.interpreter.get_tensor(self.targets[0]["index"])
-        return output
+        return [self.interpreter.get_tensor(target["index"]) for target in self.targets]
 
     def ready(self) -> Callable[[], object]:
         """Inputs of the interpreter's own shape."""

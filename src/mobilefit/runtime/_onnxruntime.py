@@ -35,15 +35,15 @@ class Network:
         self.inputs = [_port(entry) for entry in self.session.get_inputs()]
         self.outputs = [_port(entry) for entry in self.session.get_outputs()]
 
-    def run(self, array: np.ndarray, alive: Callable[[], None]) -> np.ndarray:
+    def run(self, array: np.ndarray, alive: Callable[[], None]) -> list[np.ndarray]:
         """Batch by batch, of the size that the file has, or one at a time."""
         port = only_input(self.inputs, array)
 
-        def once(batch: np.ndarray) -> np.ndarray:
-            output: np.ndarray = self.session.run(None, {port.name: batch})[0]
-            return output
+        def once(batch: np.ndarray) -> list[np.ndarray]:
+            found: list[np.ndarray] = self.session.run(None, {port.name: batch})
+            return found
 
-        return in_batches(array, port.shape[0], once, self.outputs[0], alive)
+        return in_batches(array, port.shape[0], once, self.outputs, alive)
 
     def ready(self) -> Callable[[], object]:
         """Inputs and outputs are bound once, as an application would: a dictionary costs a copy."""

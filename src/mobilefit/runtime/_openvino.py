@@ -33,16 +33,16 @@ class Network:
         self.outputs = [_port(p) for p in model.outputs]
         self.ops = tuple(op.get_type_name() for op in model.get_ordered_ops())
 
-    def run(self, array: np.ndarray, alive: Callable[[], None]) -> np.ndarray:
+    def run(self, array: np.ndarray, alive: Callable[[], None]) -> list[np.ndarray]:
         """Batch by batch, of the size that the file has, or one at a time."""
         side = only_input(self.inputs, array).shape[0]
-        return in_batches(array, side, self._once, self.outputs[0], alive)
+        return in_batches(array, side, self._once, self.outputs, alive)
 
-    def _once(self, batch: np.ndarray) -> np.ndarray:
+    def _once(self, batch: np.ndarray) -> list[np.ndarray]:
         self.request.set_input_tensor(openvino.Tensor(batch))
         self.request.infer()
-        output: np.ndarray = self.request.get_output_tensor(0).data.copy()
-        return output
+        places = range(len(self.outputs))
+        return [self.request.get_output_tensor(place).data.copy() for place in places]
 
     def ready(self) -> Callable[[], object]:
         """Inputs that are set once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,8 +39,8 @@ class Loaded(Protocol):
     inputs: list[Port]
     outputs: list[Port]
 
-    def run(self, array: np.ndarray, alive: Callable[[], None]) -> np.ndarray:
-        """The first output for an array in the only input's layout; calls ``alive`` now and then."""
+    def run(self, array: np.ndarray, alive: Callable[[], None]) -> list[np.ndarray]:
+        """Each output for an array in the only input's layout; calls ``alive`` now and then."""
 
     def ready(self) -> Callable[[], object]:
         """Fill the inputs; what comes back is one run."""
@@ -52,17 +52,19 @@ class Loaded(Protocol):
 def in_batches(
     array: np.ndarray,
     side: int,
-    run: Callable[[np.ndarray], np.ndarray],
-    output: Port,
+    run: Callable[[np.ndarray], Sequence[np.ndarray]],
+    outputs: Sequence[Port],
     alive: Callable[[], None],
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """The outputs for an array in batches of the file's own size (1 where it leaves that open)."""
     parts = []
     step = max(1, side)
     for start in range(0, len(array), step):
         parts.append(run(array[start : start + step]))
         alive()
-    return np.concatenate(parts) if parts else np.empty((0, *output.shape[1:]), output.dtype)
+    if not parts:
+        return [np.empty((0, *output.shape[1:]), output.dtype) for output in outputs]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
 def only_input(inputs: list[Port], array: np.ndarray) -> Port:

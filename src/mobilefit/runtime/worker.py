@@ -49,7 +49,7 @@ class Worker:
     def run(
         self, blob: bytes, array: np.ndarray, *, threads: int = 1, runtime: str = LITERT
     ) -> np.ndarray:
-        """The outputs ``[n, ...]`` for an array ``[n, height, width, channels]`` (.onnx: as it is made).
+        """The first output ``[n, ...]`` for an array ``[n, height, width, channels]`` (.onnx: as it is made).
 
         The array has the input's type (float32); n is a multiple of the file's batch size.
         """
@@ -57,6 +57,14 @@ class Worker:
         result = self._call("run", [blob], [runtime], threads, arguments)
         assert isinstance(result, np.ndarray)
         return result
+
+    def outputs(
+        self, blob: bytes, array: np.ndarray, *, threads: int = 1, runtime: str = LITERT
+    ) -> list[np.ndarray]:
+        """Every output ``[n, ...]``, in the file's order; the rest is as of :meth:`run`."""
+        arguments = {"array": np.ascontiguousarray(array)}
+        found: list[np.ndarray] = self._call("outputs", [blob], [runtime], threads, arguments)
+        return found
 
     def time(
         self,
