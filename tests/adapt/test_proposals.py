@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mobilefit.adapt import Group, groups, propose
-from mobilefit.arch import FAMILY, difference, spec
+from mobilefit.arch import DETECTORS, FAMILY, SEGMENTERS, difference, spec
 
 from .toy import POOLED, TOY, TOY_MADDS, milliseconds
 
@@ -64,6 +64,51 @@ def test_the_head_shrinks_only_when_asked() -> None:
     assert difference(large, head[0].shrunk(large, 800)) == ["last.out 960 -> 800"]
     assert difference(large, head[1].shrunk(large, 640)) == ["head.hidden 1280 -> 640"]
     assert groups(spec("mobilenet_v1"), ("head", "expansion")) == []
+
+
+def names(name: str, *kinds: str) -> list[tuple[str, int]]:
+    return [(g.name, g.width) for g in groups(spec(name), kinds or None)]  # type: ignore[arg-type]
+
+
+def test_the_head_of_a_detector_shrinks_unless_it_is_left_out() -> None:
+    net = "ssdlite_mobilenet_v3_large"
+    assert names(net, "head") == [
+        ("last.out", 960), ("head.extras.0", 512), ("head.extras.1", 256), ("head.extras.2", 256),
+        ("head.extras.3", 128),
+    ]  # fmt: skip
+    assert names(net) == names(net, "expansion", "bottleneck", "head")
+    assert names(net, "expansion", "bottleneck") == names("mobilenet_v3_large")
+    assert names("ssdlite_mobilenet_v1", "head")[0] == ("head.extras.0", 512)  # it has no last convolution
+
+
+def test_the_head_of_a_segmenter_shrinks_unless_it_is_left_out() -> None:
+    assert names("lraspp_mobilenet_v3_large", "head") == [("last.out", 480), ("head.filters", 128)]
+    assert names("raspp_mobilenet_v2", "head") == [("head.filters", 256)]
+    # Its tap is the last block's output: that shrinks as any other.
+    assert names("raspp_mobilenet_v2", "bottleneck")[-1] == ("blocks.16.out", 320)
+    assert names("raspp_mobilenet_v2")[-1] == ("head.filters", 256)
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *SEGMENTERS])
+def test_every_group_shrinks_alone_and_no_layer_is_renamed(name: str) -> None:
+    net = spec(name)
+    for group in groups(net):
+        smaller = group.shrunk(net, group.width - 3)
+        changed = difference(net, smaller)
+        assert len(changed) == max(1, len(group.members)), group
+        assert all(line.endswith(f" {group.width} -> {group.width - 3}") for line in changed)
+        assert [layer.name for layer in smaller.cost().layers] == [layer.name for layer in net.cost().layers]
+        assert smaller.cost().params < net.cost().params
+
+
+def test_a_head_follows_the_expansion_that_it_takes() -> None:
+    net = spec("ssdlite_mobilenet_v3_large")
+    (group,) = [g for g in groups(net) if g.name == net.head.taps[0]]  # type: ignore[union-attr]
+    cost = group.shrunk(net, 336).cost()
+    assert [cost.of(f"head.{part}.0.predict").layers[0].inputs for part in ("classes", "boxes")] == [336, 336]
+    net = spec("lraspp_mobilenet_v3_large")
+    (group,) = [g for g in groups(net) if g.members == (5,) and g.kind == "expansion"]
+    assert group.shrunk(net, 64).cost().of("head.low").layers[0].inputs == 64  # blocks.5.depthwise
 
 
 def test_a_bottleneck_shrinks_in_all_its_blocks() -> None:

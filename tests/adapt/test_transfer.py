@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,16 @@ import torch
 from torch import nn
 
 from mobilefit.adapt import groups, transfer
-from mobilefit.arch import FAMILY, Block, NetSpec, reduced_width, spec
+from mobilefit.arch import (
+    FAMILY,
+    Block,
+    NetSpec,
+    SegmentationHead,
+    SSDLiteHead,
+    reduced_width,
+    segmenter,
+    spec,
+)
 from mobilefit.nn import Network, build, load_network, save_weights
 
 from .toy import POOLED, TOY
@@ -42,58 +52,96 @@ def narrower(net_spec: NetSpec, share: float = 0.7) -> NetSpec:
 
 def silence(network: Network, smaller: NetSpec) -> None:
     """Make as many channels of every width exactly zero as ``smaller`` has fewer, by chance."""
-    old, new = network.spec, smaller
-    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        Silence().of(network, smaller)
 
-    def lost(before: int, after: int) -> torch.Tensor:
-        return torch.randperm(before, generator=generator)[: before - after]
 
-    def mute(layer: nn.Module, channels: torch.Tensor) -> None:
+class Silence:
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(1)
+
+    def lost(self, before: int, after: int) -> torch.Tensor:
+        return torch.randperm(before, generator=self.generator)[: before - after]
+
+    def mute(self, layer: nn.Module, channels: torch.Tensor) -> None:
         for module in layer.modules() if not hasattr(layer, "conv") else (layer.conv, layer.norm):
             for parameter in (getattr(module, "weight", None), getattr(module, "bias", None)):
                 if parameter is not None:
                     parameter.data[channels] = 0
 
-    def mute_excite(se: nn.Module, before: int, after: int) -> None:
-        mute(se.reduce, lost(before, after))
+    def of(self, network: Network, smaller: NetSpec) -> None:
+        taps = self.backbone(network, smaller)
+        old, new, head = network.spec.head, smaller.head, network.head
+        if isinstance(old, SSDLiteHead):
+            self.detector(head, old.extras, new.extras, [taps[name] for name in old.taps])  # type: ignore[union-attr]
+        elif isinstance(old, SegmentationHead):
+            self.segmenter(head, old.filters, new.filters)  # type: ignore[union-attr]
+        elif old.hidden is not None:
+            self.mute(head.hidden, self.lost(old.hidden, new.hidden))  # type: ignore[union-attr]
 
-    with torch.no_grad():
-        channels = lost(old.stem.out, new.stem.out)
-        mute(network.backbone.stem, channels)
+    def backbone(self, network: Network, new: NetSpec) -> dict[str, torch.Tensor]:
+        old, taps = network.spec, {}
+        channels = self.lost(old.stem.out, new.stem.out)
+        self.mute(network.backbone.stem, channels)
         for index, (block, shrunk) in enumerate(zip(old.blocks, new.blocks)):
             row, inputs = network.backbone.blocks[index], channels
             if not block.has_residual(old.widths[index]):
-                channels = lost(block.out, shrunk.out)
+                channels = self.lost(block.out, shrunk.out)
             wide = inputs
             if block.op == "conv":
-                mute(row.conv, channels)
+                self.mute(row.conv, channels)
             if block.expand is not None:
-                wide = lost(block.expand, shrunk.expand)
-                mute(row.expand, wide)
+                wide = self.lost(block.expand, shrunk.expand)
+                self.mute(row.expand, wide)
             if block.op not in ("fused", "conv"):
-                mute(row.depthwise, wide)
+                self.mute(row.depthwise, wide)
             if block.se is not None:
                 widths = [reduced_width(b.se, b.width(s.widths[index]), s.widths[index])
                           for b, s in ((block, old), (shrunk, new))]  # fmt: skip
-                mute_excite(row.se, *widths)
+                self.mute(row.se.reduce, self.lost(*widths))
             if block.op != "conv":
-                mute(row.project, channels)
+                self.mute(row.project, channels)
+            taps |= {f"blocks.{index}": channels, f"blocks.{index}.expand": wide}
         if old.last is not None:
-            mute(network.backbone.last, lost(old.last.out, new.last.out))
+            channels = taps["last"] = self.lost(old.last.out, new.last.out)
+            self.mute(network.backbone.last, channels)
             if old.last.se is not None:
                 widths = [reduced_width(s.last.se, s.last.out, s.widths[-1]) for s in (old, new)]
-                mute_excite(network.backbone.last.se, *widths)
-        if old.head.hidden is not None:
-            mute(network.head.hidden, lost(old.head.hidden, new.head.hidden))
+                self.mute(network.backbone.last.se.reduce, self.lost(*widths))
+        return taps
+
+    def detector(
+        self, head: nn.Module, old: tuple[int, ...], new: tuple[int, ...], maps: list[torch.Tensor]
+    ) -> None:
+        for extra, before, after in zip(head.extras, old, new, strict=True):
+            narrow = self.lost(before // 2, after // 2)
+            maps = [*maps, self.lost(before, after)]
+            self.mute(extra.reduce, narrow)
+            self.mute(extra.depthwise, narrow)
+            self.mute(extra.project, maps[-1])
+        for index, channels in enumerate(maps):
+            # A map's silent channel would still give its predictor the norm's shift.
+            self.mute(head.classes[index].depthwise, channels)
+            self.mute(head.boxes[index].depthwise, channels)
+
+    def segmenter(self, head: nn.Module, old: int, new: int) -> None:
+        if hasattr(head, "gate"):
+            channels = self.lost(old, new)
+            self.mute(head.project, channels)
+            self.mute(head.gate, channels)
+            return
+        for part in (head.project, head.image, head.merge):
+            self.mute(part, self.lost(old, new))
 
 
 def assert_same_function(old: Network, new: Network) -> None:
-    side = old.spec.input_size
-    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
+    shape = (2, 3, *old.spec.image_shape)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected, found = old(images), new(images)
-    assert expected.std() > 0
-    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        pair = [out if isinstance(out, tuple) else (out,) for out in (old(images), new(images))]
+    for expected, found in zip(*pair, strict=True):
+        assert expected.std() > 0
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def named(name: str) -> NetSpec:
@@ -112,6 +160,47 @@ def test_channels_that_are_zero_are_the_ones_that_go(name: str) -> None:
     assert_same_function(network, transfer(network, smaller).eval())
 
 
+LIKE_TORCHVISION = segmenter(spec("mobilenet_v3_large"), like="torchvision")
+HEADS = [
+    "ssdlite_mobilenet_v3_small", "ssdlite_mobilenet_v3_large_reduced", "ssdlite_mobilenet_v2",
+    "ssdlite_mobilenet_v1", "lraspp_mobilenet_v3_small", "lraspp_mobilenet_v2",
+    "raspp_mobilenet_v3_large", "raspp_mobilenet_v2", "like torchvision",
+]  # fmt: skip
+
+
+def of_task(name: str) -> NetSpec:
+    made = LIKE_TORCHVISION if name == "like torchvision" else spec(name)
+    return made.resolution(64, 96).classes(5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_silent_channels_of_a_head_are_the_ones_that_go(name: str) -> None:
+    full = of_task(name)
+    smaller = narrower(full)
+    assert all(now < before for now, before in zip(smaller.head.widths.values(), full.head.widths.values()))
+    assert smaller.cost().params < 0.8 * full.cost().params
+    network = trained(full)
+    silence(network, smaller)
+    assert_same_function(network, transfer(network, smaller).eval())
+
+
+@pytest.mark.parametrize("name", ["ssdlite_mobilenet_v3_small", "lraspp_mobilenet_v3_small", "raspp_mobilenet_v2"])
+def test_every_group_that_a_head_follows_keeps_its_function_alone(name: str) -> None:
+    full, network = of_task(name), trained(of_task(name))
+    taps = getattr(full.head, "taps", None) or (full.head.tap, full.head.skip)  # type: ignore[union-attr]
+    touched = [g for g in groups(full, ALL) if g.kind == "head" or _is_taken(g.members, taps)]
+    assert len(touched) > 2
+    for group in touched:
+        smaller = group.shrunk(full, group.width // 2 // 8 * 8)
+        muted = copy.deepcopy(network)
+        silence(muted, smaller)
+        assert_same_function(muted, transfer(muted, smaller).eval())
+
+
+def _is_taken(blocks: tuple[int, ...], taps: tuple[str | None, ...]) -> bool:
+    return any(f"{tap}.".startswith(f"blocks.{index}.") for index in blocks for tap in taps)
+
+
 def test_every_proposed_group_alone_keeps_the_function() -> None:
     small = spec("mobilenet_v3_small").resolution(32).classes(5)
     for group in groups(small, ("bottleneck",)):  # with 48 -> 40, where no residual may appear
@@ -121,7 +210,7 @@ def test_every_proposed_group_alone_keeps_the_function() -> None:
         assert_same_function(network, transfer(network, smaller).eval())
 
 
-@pytest.mark.parametrize("made", [TOY, POOLED], ids=["toy", "pooled"])
+@pytest.mark.parametrize("made", [TOY, POOLED, *map(of_task, HEADS)], ids=["toy", "pooled", *HEADS])
 def test_the_same_spec_gives_the_same_network(made: NetSpec) -> None:
     network = trained(made)
     copy = transfer(network, made)
@@ -231,6 +320,49 @@ def test_the_squeeze_keeps_its_strongest_filters() -> None:
     assert torch.equal(new_se.expand.bias, old_se.expand.bias[kept])
 
 
+def test_filters_and_their_gates_are_ranked_by_their_joint_norm() -> None:
+    full = of_task("lraspp_mobilenet_v3_small")
+    full = replace(full, head=replace(full.head, filters=16))  # type: ignore[type-var]
+    network = trained(full)
+    # Alone, the filters would keep channels 0 to 7, their gates 8 to 15.
+    scaled(network, "head.project.conv", [3.0] * 4 + [2.0] * 4 + [1.0] * 8)
+    scaled(network, "head.gate", [1.0] * 8 + [2.5] * 4 + [2.0] * 4)
+    # Squares: 9+1, 4+1, 1+6.25, 1+4
+    smaller = replace(full, head=replace(full.head, filters=8))  # type: ignore[type-var]
+    new = transfer(network, smaller)
+    joint = [0, 1, 2, 3, 8, 9, 10, 11]
+    for layer in ("head.project.conv", "head.gate"):
+        assert torch.equal(new.layer(layer).weight, network.layer(layer).weight[joint]), layer
+    assert torch.equal(new.layer("head.high").weight, network.layer("head.high").weight[:, joint])
+
+
+def test_branches_that_are_concatenated_keep_channels_of_their_own() -> None:
+    full = of_task("raspp_mobilenet_v2")
+    full = replace(full, head=replace(full.head, filters=16))  # type: ignore[type-var]
+    network = trained(full)
+    for layer, strong in (("image", 0), ("project", 8), ("merge", 4)):
+        scaled(network, f"head.{layer}.conv", [3.0 if 0 <= i - strong < 8 else 1.0 for i in range(16)])
+    new = transfer(network, replace(full, head=replace(full.head, filters=8)))  # type: ignore[type-var]
+    joined = [*range(8), *range(16 + 8, 16 + 16)]  # the image comes first
+    old = network.layer("head.merge.conv").weight
+    assert torch.equal(new.layer("head.merge.conv").weight, old[4:12][:, joined])
+    assert torch.equal(new.layer("head.high").weight, network.layer("head.high").weight[:, 4:12])
+
+
+def test_predictors_follow_the_channels_of_the_expansion_that_they_take() -> None:
+    full = of_task("ssdlite_mobilenet_v3_small")
+    network = trained(full)
+    (group,) = [g for g in groups(full) if g.name == full.head.taps[0]]  # type: ignore[union-attr]
+    strong = list(range(8, 8 + group.width // 2))
+    scaled(network, f"{group.name}.conv", [2.0 if i in strong else 1.0 for i in range(group.width)])
+    new = transfer(network, group.shrunk(full, len(strong)))
+    for part in ("classes", "boxes"):
+        for layer, cut in ((f"head.{part}.0.depthwise.conv", strong), (f"head.{part}.0.predict", None)):
+            old, narrow = network.layer(layer).weight, new.layer(layer).weight
+            assert torch.equal(narrow, old[cut] if cut else old[:, strong]), layer
+    assert torch.equal(new.layer("head.boxes.1.predict").weight, network.layer("head.boxes.1.predict").weight)
+
+
 def test_a_squeeze_on_the_stem_goes_along() -> None:
     excited = replace(TOY, stem=replace(TOY.stem, se="v3"))
     network = trained(excited)
@@ -242,9 +374,11 @@ def test_a_wider_network_is_refused() -> None:
         transfer(trained(TOY), replace(TOY, stem=replace(TOY.stem, out=16)))
 
 
-def test_the_result_is_a_network_like_any_other(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    new = transfer(trained(TOY), narrower(TOY, 0.5))
+@pytest.mark.parametrize("name", ["toy", *HEADS])
+def test_the_result_is_a_network_like_any_other(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    full = TOY if name == "toy" else of_task(name)
+    new = transfer(trained(full), narrower(full, 0.5))
     save_weights(new, tmp_path / "net.safetensors")
     assert_same_function(new.eval(), load_network(tmp_path / "net.safetensors").eval())
-    assert new.spec == narrower(TOY, 0.5)
+    assert new.spec == narrower(full, 0.5)
     assert sum(p.numel() for p in new.parameters()) == new.spec.cost().params

@@ -8,11 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec, spec
+from mobilefit import litert
+from mobilefit.arch import (
+    DETECTORS,
+    SEGMENTERS,
+    BatchNorm,
+    Block,
+    ClassifierHead,
+    Conv,
+    NetSpec,
+    detector,
+    segmenter,
+    spec,
+)
 from mobilefit.device import LatencyTable, Phone, TableCheck, device_id, units
+from mobilefit.device import table as latency_table
 from mobilefit.errors import InputError
 from mobilefit.litert.graph import parse
+from mobilefit.nn import build
 from mobilefit.runtime import TimingSamples, Worker
 
 TINY = NetSpec(
@@ -68,6 +83,27 @@ def test_units_are_the_rows_with_the_shapes_of_their_inputs() -> None:
     assert odd == [35, 18, 18, 18, 9, 9]  # a stride rounds up
 
 
+def test_keys_of_older_tables_are_what_they_were() -> None:
+    found = {unit.name: unit.key for unit in units(TINY)}
+    assert found["blocks.2"] == (
+        '{"act": "relu", "expand": 24, "inputs": 8, "kernel": 3, "kind": "Block", "op": "inverted", '
+        '"out": 16, "padding": "same", "se": null, "size": 16, "skip": "none", "stride": 2}'
+    )
+    assert found["last"] == (
+        '{"act": "relu", "inputs": 16, "kernel": 1, "kind": "Conv", "out": 32, "padding": "same", '
+        '"se": null, "size": 8, "stride": 1}'
+    )
+    assert found["head"] == '{"act": "none", "hidden": null, "inputs": 32, "num_classes": 4, "size": 8}'
+
+
+def test_long_images_have_rows_of_their_own() -> None:
+    long = TINY.resolution(32, 48)
+    assert [unit.shape[2:] for unit in units(long)] == [(32, 48), *[(16, 24)] * 3, *[(8, 12)] * 2]
+    assert differing(long) == differing(TINY.resolution(48, 32)) == set(keys(TINY))
+    assert keys(TINY.resolution(32, 32)) == keys(TINY)
+    assert set(keys(long).values()).isdisjoint(keys(TINY.resolution(48, 32)).values())
+
+
 def keys(net: NetSpec) -> dict[str, str]:
     return {unit.name: unit.key for unit in units(net)}
 
@@ -107,10 +143,109 @@ def test_what_runs_on_the_device_counts() -> None:
     assert differing(TINY.padded("torch")) == every - {"head"}
     assert differing(changed(1, expand=24)) == {"blocks.1"}
     assert differing(changed(1, se="v3")) == differing(changed(1, act="hard_swish")) == {"blocks.1"}
+    assert differing(changed(1, dilation=2)) == {"blocks.1"}
     assert differing(changed(1, kernel=5)) == differing(changed(1, skip="none")) == {"blocks.1"}
     assert differing(changed(2, out=24)) == {"blocks.2", "last"}
     assert differing(replace(TINY, stem=replace(TINY.stem, out=16))) == {"stem", "blocks.0"}
     assert differing(TINY.classes(5)) == {"head"}
+
+
+# ---- heads
+
+DEEP = replace(
+    TINY, name="deep", input_size=64,
+    blocks=tuple(Block(expand=16, out=16, stride=2) for _ in range(4)),
+)  # fmt: skip
+DETECTOR = detector(DEEP, num_classes=3).resolution(64)
+SEGMENTER = segmenter(DEEP, num_classes=3, filters=16, reduced=False).resolution(64, 96)
+HEADED = (DETECTOR, SEGMENTER, segmenter(DEEP, kind="raspp", filters=16, reduced=False).resolution(64, 96))
+
+
+@pytest.mark.parametrize("made", HEADED)
+def test_a_head_is_one_row_behind_the_backbones(made: NetSpec) -> None:
+    same = replace(made, head=ClassifierHead())
+    *rows, head = units(made)
+    assert rows == list(units(same))[:-1]  # also the expansion that it takes
+    tapped = made.cost().of(head_taps(made)[0]).layers[-1]
+    assert (head.name, head.shape) == ("head", (1, tapped.out, tapped.out_size, tapped.out_columns))
+
+
+def head_taps(made: NetSpec) -> list[str]:
+    taps = getattr(made.head, "taps", None) or (made.head.tap, made.head.skip)  # type: ignore[union-attr]
+    return [tap for tap in taps if tap is not None]
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "same"),
+    [
+        (DETECTOR, {"scoring": "softmax"}, True),
+        (DETECTOR, {"norm": BatchNorm()}, True),
+        (DETECTOR, {"anchors": "torchvision"}, False),
+        (DETECTOR, {"act": "relu"}, False),
+        (DETECTOR, {"num_classes": 4}, False),
+        (DETECTOR, {"extras": (512, 256, 248, 128)}, False),
+        (DETECTOR, {"taps": ("blocks.3.depthwise", "last")}, False),  # a quarter of C4's pixels
+        (SEGMENTER, {"norm": BatchNorm()}, True),
+        (SEGMENTER, {"gate_bias": False}, True),
+        (SEGMENTER, {"filters": 24}, False),
+        (SEGMENTER, {"num_classes": 4}, False),
+        (SEGMENTER, {"pool": None}, False),
+        (SEGMENTER, {"align_corners": False}, False),
+        (SEGMENTER, {"skip": "blocks.1"}, True),  # as many pixels of as many channels
+    ],
+)
+def test_a_heads_row_is_known_by_what_runs(made: NetSpec, changes: dict[str, object], same: bool) -> None:
+    other = replace(made, head=replace(made.head, **changes))  # type: ignore[type-var]
+    before, after = keys(made), keys(other)
+    assert {name for name in before if before[name] != after[name]} == (set() if same else {"head"})
+
+
+def test_a_head_feels_the_widths_that_it_takes() -> None:
+    def wider(index: int) -> NetSpec:
+        blocks = [replace(b, expand=24) if i == index else b for i, b in enumerate(DETECTOR.blocks)]
+        return replace(DETECTOR, blocks=tuple(blocks))
+
+    def changed(other: NetSpec) -> set[str]:
+        before, after = keys(DETECTOR), keys(other)
+        return {name for name in before if before[name] != after[name]}
+
+    assert DETECTOR.head.taps == ("blocks.3.expand", "last")  # type: ignore[union-attr]
+    assert changed(wider(2)) == {"blocks.2"} and changed(wider(3)) == {"blocks.3", "head"}
+    assert DETECTOR.last is not None
+    assert changed(replace(DETECTOR, last=replace(DETECTOR.last, out=40))) == {"last", "head"}
+    torch_padded = {unit.name: unit.key for unit in units(DETECTOR.padded("torch"))}
+    assert torch_padded["head"] != keys(DETECTOR)["head"]
+
+
+def test_logits_are_resized_to_the_image() -> None:
+    # The maps of 63 rows are as high as those of 64.
+    assert list(units(SEGMENTER))[-1].shape == list(units(SEGMENTER.resolution(63, 96)))[-1].shape
+    assert keys(SEGMENTER)["head"] != keys(SEGMENTER.resolution(63, 96))["head"]
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *SEGMENTERS])
+def test_every_head_is_cut_from_its_network_whole(name: str) -> None:
+    made = spec(name).resolution(64, 96).classes(4)
+    blob = latency_table._compiled(made)
+    whole, head = parse(blob), parse(latency_table._cut(blob))
+    layers = [made.cost().of(tap).layers[-1] for tap in head_taps(made)]
+    taken = {(1, x.out_size, x.out_columns, x.out) for x in layers}
+    assert {t.shape for t in head.inputs} == taken and len(head.inputs) == len(layers)
+    assert [t.shape for t in head.outputs] == [t.shape for t in whole.outputs]
+    # Nothing of the head stays behind, and nothing of the backbone comes along.
+    backbone = litert.compile(build(made).eval().backbone, (1, 3, 64, 96))
+    assert abs(len(whole.ops) - len(head.ops) - len(parse(backbone).ops)) <= 1  # two may become one
+
+
+def test_a_cut_head_computes_what_the_head_does(worker: Worker) -> None:
+    made = HEADED[2]
+    network = build(made).eval()
+    maps = torch.randn(1, *next(reversed(list(units(made)))).shape[1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network.head([maps], torch.zeros(1, 3, *made.image_shape))
+    blob = latency_table._cut(litert.compile(network, (1, 3, *made.image_shape)))
+    found = worker.run(blob, maps.permute(0, 2, 3, 1).contiguous().numpy())
+    assert torch.allclose(torch.from_numpy(found).permute(0, 3, 1, 2), expected, rtol=1e-3, atol=1e-5)
 
 
 # ---- predicting
@@ -144,6 +279,17 @@ def test_rows_follow_what_is_measured() -> None:
     narrow_row, wide_row = (made.row_times(s)["blocks.2"] for s in (TINY, wide))
     assert wide_row > 2 * narrow_row > 0
     assert made.predict(wide) > made.predict(TINY)
+
+
+def test_the_file_of_a_network_may_be_another() -> None:
+    """With operators behind its outputs, say: they are in the offset."""
+    clock = Clock()
+    plain = LatencyTable.build(TINY, worker=clock)
+    wider = TINY.classes(400)
+    other = LatencyTable.build(TINY, worker=clock, file=lambda s: latency_table._whole(s.classes(400)))
+    assert other.rows == plain.rows  # the rows are the network's
+    assert other.measure([TINY]) == plain.measure([wider]) > plain.measure([TINY])
+    assert other.predict(TINY) == pytest.approx(plain.measure([wider])[0], rel=0.1)
 
 
 def test_a_slow_machine_is_corrected_for() -> None:
@@ -341,6 +487,15 @@ def test_a_real_table_is_built() -> None:
         assert list(times) == ["stem", "blocks.0", "head"] and all(ms >= 0 for ms in times.values())
         found = made.check([small, small.width(0.5)])
     assert len(found.pairs) == 2 and all(measured > 0 for _, measured in found.pairs)
+
+
+@pytest.mark.parametrize("made", HEADED)
+def test_a_real_table_knows_heads(made: NetSpec, worker: Worker) -> None:
+    table = LatencyTable(device=device_id(), worker=worker)
+    table.fit([made])
+    assert all(ms >= 0 for ms in table.row_times(made).values())
+    assert table.row_times(made)["head"] > 0
+    assert table.predict(made) > table.row_times(made)["head"]
 
 
 def test_every_row_of_the_published_networks_has_a_key_of_its_own() -> None:

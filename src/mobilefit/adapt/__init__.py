@@ -3,8 +3,9 @@
 from mobilefit.adapt.netadapt import LOG, Adapted, AdaptSettings, Rule, Tools, adapt
 from mobilefit.adapt.proposals import Group, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
+from mobilefit.adapt.tuning import short_term, tools_for
 
 __all__ = [
     "LOG", "AdaptSettings", "Adapted", "Group", "Proposal", "Rule", "Tools", "adapt", "groups", "propose",
-    "transfer",
+    "short_term", "tools_for", "transfer",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from mobilefit.nn import Network, load_network, save_weights
 from mobilefit.runs import append_jsonl, read_jsonl
 
 LOG = "netadapt.jsonl"
+TOP1 = "val_top1"
 Rule = Literal["ratio", "accuracy"]
 
 
@@ -44,8 +45,8 @@ class AdaptSettings:
     """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
     rule: Rule = "ratio"
     """``ratio``: largest accuracy change per millisecond saved (V3); ``accuracy``: smallest drop (NetAdapt)."""
-    kinds: tuple[Kind, ...] = ("expansion", "bottleneck")
-    """What may shrink: see :func:`~.proposals.groups`."""
+    kinds: tuple[Kind, ...] | None = None
+    """What may shrink: see :func:`~.proposals.groups`; ``None``: what is usual for the network's task."""
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -63,7 +64,7 @@ def _problems(settings: AdaptSettings) -> Iterator[str]:
             yield f"{name} is {getattr(settings, name)}, must be above 0 and at most 1"
     if settings.rule not in get_args(Rule):
         yield str(unknown("rule", settings.rule, get_args(Rule)))
-    for kind in settings.kinds:
+    for kind in settings.kinds or ():
         if kind not in KINDS:
             yield str(unknown("kind", kind, KINDS))
 
@@ -79,9 +80,11 @@ class Tools:
     tune: Callable[[Network, int], None]
     """Short-term fine-tuning in place, by a seed."""
     accuracy: Callable[[Network], float]
-    """Top-1 on held-out images, 0 to 1."""
+    """Top-1 on held-out images, or the score of another task: 0 to 1, and high for a good network."""
     images: int
     """How many images the accuracy is of."""
+    quality: str = TOP1
+    """What the accuracy is, a :attr:`mobilefit.train.task.Task.score`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +140,9 @@ class _Run:
         """Measure the seed, or take up the last accepted step of an earlier run."""
         self.out.mkdir(parents=True, exist_ok=True)
         if not self.rows:
+            quality = {} if self.tools.quality == TOP1 else {"quality": self.tools.quality}
             self._log({
-                "event": "seed", "step": 0, "what": "seed",
+                "event": "seed", "step": 0, "what": "seed", **quality,
                 "latency_ms": self.tools.latency(self.network.spec),
                 "measured_ms": self.tools.confirm(self.network),
                 "accuracy": self.tools.accuracy(self.network),
@@ -215,9 +219,10 @@ class _Run:
         self._log(row)
         seconds = time.monotonic() - began
         left = self._steps_left() * count * seconds - number * seconds
+        quality = "" if self.tools.quality == TOP1 else f" {self.tools.quality}"
         self.say(
             f"NetAdapt step {step}, {number + 1}/{count}: {proposal.what}, "
-            f"{proposal.latency_ms:.3f} ms, {accuracy:.1%}; about {max(left, 0) / 60:.1f} min left"
+            f"{proposal.latency_ms:.3f} ms, {accuracy:.1%}{quality}; about {max(left, 0) / 60:.1f} min left"
         )
         return row
 
@@ -235,7 +240,8 @@ class _Run:
 
         With the ratio rule a *gain* in accuracy would favour the smallest cut, and short-term
         accuracies are noisy; so one standard error of the accuracy is taken off the change, which
-        keeps it a loss unless the gain is real.
+        keeps it a loss unless the gain is real. It is that of a share of images: of a mean of numbers
+        from 0 to 1, as other tasks' scores are, it is the most that it can be.
         """
         before = float(self.accepted["accuracy"])
         change = accuracy - before

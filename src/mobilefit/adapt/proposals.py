@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from mobilefit.arch import NetSpec
+from mobilefit.arch import ClassifierHead, Head, NetSpec, SegmentationHead, Task
 
 Kind = Literal["expansion", "bottleneck", "head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+USUAL: dict[Task, tuple[Kind, ...]] = {
+    "classify": ("expansion", "bottleneck"), "detect": KINDS, "segment": KINDS
+}  # fmt: skip
+"""What shrinks where nothing is said. The V3 paper proposes the first two kinds, for ImageNet; for
+detection and segmentation it halves the last stage by hand (Tables 6 and 7), last convolution and all:
+widths that were found for a thousand classes are too many there."""
 STEP = 8
 """Widths shrink in steps of 8 channels, the granularity of the published tables."""
 
@@ -30,11 +36,11 @@ class Group:
 
     def shrunk(self, spec: NetSpec, width: int) -> NetSpec:
         """The spec with this group's width changed."""
-        if self.kind == "head":
-            if self.name == "head.hidden":
-                return replace(spec, head=replace(spec.classifier, hidden=width))
+        if self.name == "last.out":
             assert spec.last is not None
             return replace(spec, last=replace(spec.last, out=width))
+        if self.kind == "head":
+            return replace(spec, head=_narrower(spec.head, self.name, width))
         blocks = list(spec.blocks)
         stem = spec.stem
         for index in self.members:
@@ -45,6 +51,17 @@ class Group:
             else:
                 blocks[index] = replace(blocks[index], out=width)
         return _without_new_residuals(spec, replace(spec, stem=stem, blocks=tuple(blocks)))
+
+
+def _narrower(head: Head, name: str, width: int) -> Head:
+    """The head with one of its own widths changed."""
+    if isinstance(head, ClassifierHead):
+        return replace(head, hidden=width)
+    if isinstance(head, SegmentationHead):
+        return replace(head, filters=width)
+    extras = list(head.extras)
+    extras[int(name.removeprefix("head.extras."))] = width
+    return replace(head, extras=tuple(extras))
 
 
 def _without_new_residuals(old: NetSpec, new: NetSpec) -> NetSpec:
@@ -80,17 +97,20 @@ class Proposal:
         )  # fmt: skip
 
 
-def groups(spec: NetSpec, kinds: tuple[Kind, ...] = ("expansion", "bottleneck")) -> list[Group]:
+def groups(spec: NetSpec, kinds: tuple[Kind, ...] | None = None) -> list[Group]:
     """Everything that may shrink.
 
-    - ``expansion``: the inner width of any block;
+    - ``expansion``: the inner width of any block; a head that takes it (SSDLite's C4) follows;
     - ``bottleneck``: the output width of all consecutive blocks that share it; the stem belongs to
       it where a residual ties it in (V3-Large);
-    - ``head``: the last 1x1 convolution and the hidden layer, each alone. The V3 paper proposes the
-      first two kinds only.
+    - ``head``: the last 1x1 convolution and the head's own widths, each alone: the hidden layer, each of
+      SSDLite's extra maps (its narrow part with it), R-ASPP's and LR-ASPP's filters.
+
+    Args:
+        kinds: of these; ``None``: :data:`USUAL`.
     """
-    found = list(_all_groups(spec))
-    return [group for group in found if group.kind in kinds]
+    wanted = USUAL[spec.task] if kinds is None else kinds
+    return [group for group in _all_groups(spec) if group.kind in wanted]
 
 
 def _all_groups(spec: NetSpec) -> Iterator[Group]:
@@ -104,8 +124,8 @@ def _all_groups(spec: NetSpec) -> Iterator[Group]:
                     members=tuple(members))  # fmt: skip
     if spec.last is not None:
         yield Group(kind="head", name="last.out", width=spec.last.out)
-    if spec.head.hidden is not None:
-        yield Group(kind="head", name="head.hidden", width=spec.head.hidden)
+    for name, width in spec.head.widths.items():
+        yield Group(kind="head", name=name, width=width)
 
 
 def _bottlenecks(spec: NetSpec) -> list[list[int]]:
@@ -122,9 +142,8 @@ def _bottlenecks(spec: NetSpec) -> list[list[int]]:
 
 
 def propose(
-    spec: NetSpec, ceiling_ms: float, latency: Latency,
-    kinds: tuple[Kind, ...] = ("expansion", "bottleneck"),
-) -> list[Proposal]:  # fmt: skip
+    spec: NetSpec, ceiling_ms: float, latency: Latency, kinds: tuple[Kind, ...] | None = None
+) -> list[Proposal]:
     """For each group, the widest network at or under ``ceiling_ms``; groups that cannot are left out."""
     made = (_widest(spec, group, ceiling_ms, latency) for group in groups(spec, kinds))
     return [proposal for proposal in made if proposal is not None]

@@ -3,7 +3,7 @@
 Filters are ranked by the L2 norm of their weights (NetAdapt, section 3.3). Where residuals add
 several layers' outputs, channel c is the same channel in all of them, so they are ranked by the
 joint norm and keep one set; ranking each alone, as the reference code does, would add unrelated
-channels to each other.
+channels to each other. So it is where LR-ASPP multiplies its filters by their gates.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobilefit.arch import NetSpec
+from mobilefit.arch import NetSpec, SegmentationHead, SSDLiteHead
 from mobilefit.nn import Network
 from mobilefit.nn.blocks import Row
 from mobilefit.nn.classifier import ClassifierHead
 from mobilefit.nn.layers import ConvNormAct, SqueezeExcite
+from mobilefit.nn.segmentation import Segmentation
+from mobilefit.nn.ssdlite import Extra, Predictor, SSDLite
+
+Kept = dict[str, Tensor]
+"""The kept channels of what heads take from the backbone, by the names of its layers."""
 
 
 def transfer(old: Network, spec: NetSpec) -> Network:
@@ -26,19 +31,34 @@ def transfer(old: Network, spec: NetSpec) -> Network:
         spec: the same rows with equal or smaller widths.
     """
     new = Network(spec)
-    kept = _kept_positions(old, spec)
     with torch.no_grad():
-        _full(new.backbone.stem, old.backbone.stem, kept[0], torch.arange(spec.in_channels))
-        for index, (new_row, old_row) in enumerate(zip(_rows(new), _rows(old), strict=True)):
-            wide = spec.blocks[index].width(spec.widths[index])
-            _row(new_row, old_row, kept[index], kept[index + 1], wide)
-        features = kept[-1]
-        if isinstance(old.backbone.last, ConvNormAct) and spec.last is not None:
-            assert isinstance(new.backbone.last, ConvNormAct)
-            features = _strongest(_norms(old.backbone.last.conv), spec.last.out)
-            _full(new.backbone.last, old.backbone.last, features, kept[-1])
-        _head(new.head, old.head, features)
+        taps, features = _backbone(new, old)
+        if isinstance(spec.head, SSDLiteHead):
+            _detector(new.head, old.head, [taps[name] for name in spec.head.taps])
+        elif isinstance(spec.head, SegmentationHead):
+            skip = None if spec.head.skip is None else taps[spec.head.skip]
+            _segmenter(new.head, old.head, taps[spec.head.tap], skip)
+        else:
+            _classifier(new.head, old.head, features)
     return new.train(old.training)
+
+
+def _backbone(new: Network, old: Network) -> tuple[Kept, Tensor]:
+    """Fill the backbone; what stayed of each layer that a head may take, and of the last one."""
+    spec, taps = new.spec, Kept()
+    kept = _kept_positions(old, spec)
+    _full(new.backbone.stem, old.backbone.stem, kept[0], torch.arange(spec.in_channels))
+    for index, (new_row, old_row) in enumerate(zip(_rows(new), _rows(old), strict=True)):
+        block = spec.blocks[index]
+        wide = _row(new_row, old_row, kept[index], kept[index + 1], block.width(spec.widths[index]))
+        taps |= {f"blocks.{index}.{part}": wide for part in block.parts}
+        taps[f"blocks.{index}"] = kept[index + 1]
+    features = kept[-1]
+    if isinstance(old.backbone.last, ConvNormAct) and spec.last is not None:
+        assert isinstance(new.backbone.last, ConvNormAct)
+        features = taps["last"] = _strongest(_norms(old.backbone.last.conv), spec.last.out)
+        _full(new.backbone.last, old.backbone.last, features, kept[-1])
+    return taps, features
 
 
 def _rows(network: Network) -> list[Row]:
@@ -74,7 +94,8 @@ def _kept_positions(old: Network, spec: NetSpec) -> list[Tensor]:
     return kept
 
 
-def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -> None:
+def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -> Tensor:
+    """Fill a row; what stayed of its wide part."""
     wide = inputs
     if hasattr(old, "conv"):
         wide = outputs
@@ -83,11 +104,12 @@ def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -
         wide = _strongest(_norms(old.expand.conv), wide_width)
         _conv_norm(new.expand, old.expand, wide, inputs)
     if hasattr(old, "depthwise"):
-        _conv_norm(new.depthwise, old.depthwise, wide, torch.tensor([0]))
+        _depthwise(new.depthwise, old.depthwise, wide)
     if hasattr(old, "se"):
         _excite(new.se, old.se, wide)
     if hasattr(old, "project"):
         _conv_norm(new.project, old.project, outputs, wide)
+    return wide
 
 
 def _full(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:
@@ -96,6 +118,10 @@ def _full(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -
     old_se, new_se = getattr(old, "se", None), getattr(new, "se", None)
     if isinstance(old_se, SqueezeExcite) and isinstance(new_se, SqueezeExcite):
         _excite(new_se, old_se, outputs)
+
+
+def _depthwise(new: ConvNormAct, old: ConvNormAct, channels: Tensor) -> None:
+    _conv_norm(new, old, channels, torch.tensor([0]))
 
 
 def _conv_norm(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:
@@ -112,18 +138,81 @@ def _excite(new: SqueezeExcite, old: SqueezeExcite, wide: Tensor) -> None:
     _affine(new.expand, old.expand, wide, reduced)
 
 
-def _head(new: ClassifierHead, old: ClassifierHead, features: Tensor) -> None:
+def _classifier(new: nn.Module, old: nn.Module, features: Tensor) -> None:
+    assert isinstance(new, ClassifierHead) and isinstance(old, ClassifierHead)
     if isinstance(old.hidden, nn.Linear):
         assert isinstance(new.hidden, nn.Linear)
         hidden = _strongest(_norms(old.hidden), new.hidden.out_features)
         _affine(new.hidden, old.hidden, hidden, features)
         features = hidden
-    _affine(new.logits, old.logits, torch.arange(old.logits.out_features), features)
+    _outputs(new.logits, old.logits, features)
+
+
+def _detector(new: nn.Module, old: nn.Module, maps: list[Tensor]) -> None:
+    """The extra maps, each on the one before it, and the predictors of every map.
+
+    Args:
+        maps: the kept channels of those that are taken from the backbone.
+    """
+    assert isinstance(new, SSDLite) and isinstance(old, SSDLite)
+    for new_extra, old_extra in zip(new.extras, old.extras, strict=True):
+        assert isinstance(new_extra, Extra) and isinstance(old_extra, Extra)
+        maps.append(_extra(new_extra, old_extra, maps[-1]))
+    for new_part, old_part in ((new.classes, old.classes), (new.boxes, old.boxes)):
+        for new_predictor, old_predictor, kept in zip(new_part, old_part, maps, strict=True):
+            assert isinstance(new_predictor, Predictor) and isinstance(old_predictor, Predictor)
+            _depthwise(new_predictor.depthwise, old_predictor.depthwise, kept)
+            _outputs(new_predictor.predict, old_predictor.predict, kept)
+
+
+def _extra(new: Extra, old: Extra, inputs: Tensor) -> Tensor:
+    """Fill an extra map; its kept channels."""
+    narrow = _strongest(_norms(old.reduce.conv), new.reduce.conv.out_channels)
+    outputs = _strongest(_norms(old.project.conv), new.project.conv.out_channels)
+    _conv_norm(new.reduce, old.reduce, narrow, inputs)
+    _depthwise(new.depthwise, old.depthwise, narrow)
+    _conv_norm(new.project, old.project, outputs, narrow)
+    return outputs
+
+
+def _segmenter(new: nn.Module, old: nn.Module, inputs: Tensor, skip: Tensor | None) -> None:
+    """R-ASPP, or LR-ASPP with the kept channels of its finer map."""
+    assert isinstance(new, Segmentation) and isinstance(old, Segmentation)
+    width = new.project.conv.out_channels
+    if skip is None:
+        kept = _merged(new, old, inputs, width)
+    else:
+        kept = _strongest(_norms(old.project.conv) + _norms(old.gate), width)
+        _conv_norm(new.project, old.project, kept, inputs)
+        _affine(new.gate, old.gate, kept, inputs)
+        _outputs(new.low, old.low, skip)
+    _outputs(new.high, old.high, kept)
+
+
+def _merged(new: Segmentation, old: Segmentation, inputs: Tensor, width: int) -> Tensor:
+    """Fill R-ASPP's two branches and what merges them; its kept channels.
+
+    All three have one width, and choose by their own norms: nothing joins their channels.
+    """
+    image, project, merge = (
+        _strongest(_norms(part.conv), width) for part in (old.image, old.project, old.merge)
+    )
+    _conv_norm(new.image, old.image, image, inputs)
+    _conv_norm(new.project, old.project, project, inputs)
+    joined = torch.cat([image, old.image.conv.out_channels + project])  # as they are concatenated
+    _conv_norm(new.merge, old.merge, merge, joined)
+    return merge
+
+
+def _outputs(new: nn.Conv2d | nn.Linear, old: nn.Conv2d | nn.Linear, inputs: Tensor) -> None:
+    """A layer that keeps all that it gives."""
+    _affine(new, old, torch.arange(len(old.weight)), inputs)
 
 
 def _affine(
     new: nn.Conv2d | nn.Linear, old: nn.Conv2d | nn.Linear, outputs: Tensor, inputs: Tensor
 ) -> None:
-    assert new.bias is not None and old.bias is not None
     new.weight.copy_(old.weight[outputs][:, inputs])
-    new.bias.copy_(old.bias[outputs])
+    if old.bias is not None:  # torchvision's gate has none
+        assert new.bias is not None
+        new.bias.copy_(old.bias[outputs])

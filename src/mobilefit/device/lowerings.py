@@ -39,7 +39,7 @@ def alternatives(spec: NetSpec, arithmetic: Arithmetic = "int8") -> dict[str, by
     """
     if arithmetic not in get_args(Arithmetic):
         raise unknown("arithmetic", arithmetic, get_args(Arithmetic))
-    shape = (1, spec.in_channels, spec.input_size, spec.input_size)
+    shape = (1, spec.in_channels, *spec.image_shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(spec).eval()

@@ -1,7 +1,9 @@
 """A lookup table of latency: predicts any network of a space from its measured rows.
 
 The entry is a *row* of the spec (a whole block, the stem, the last convolution, the head) at its
-width and feature map size, compiled to int8 and timed alone. A network's latency is then
+width and feature map size, compiled to int8 and timed alone. A detector's or segmenter's head is one row
+too: its maps are joined and resized to each other, so its parts' times would not add up. A network's
+latency is then
 ``offset + scale * (sum of its rows - one empty call each)``, offset and scale fitted to a few
 networks measured end to end. Entries are measured when first needed, and kept.
 
@@ -16,7 +18,7 @@ import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,11 @@ import torch
 from torch import nn
 
 from mobilefit import int8, litert
-from mobilefit.arch import Block, NetSpec
+from mobilefit.arch import Block, ClassifierHead, NetSpec, SSDLiteHead
 from mobilefit.device.android import Phone
 from mobilefit.device.host import device_id, shared_worker
 from mobilefit.errors import InputError
+from mobilefit.litert.graph import Graph, Tensor, parse, serialize
 from mobilefit.nn import Network, build
 from mobilefit.progress import Progress
 from mobilefit.runs import machine, read_json, write_json
@@ -56,30 +59,57 @@ class Unit:
     key: str
     """Everything that its latency depends on, as JSON."""
     shape: tuple[int, int, int, int]
-    """Of its input, NCHW."""
+    """Of its input, NCHW; of a head that takes several maps, the first."""
+
+
+Map = tuple[int, int]
+"""Height and width of a map, pixels."""
 
 
 def units(spec: NetSpec) -> Iterator[Unit]:
     """The rows of a network, from input to output."""
-    size, inputs = spec.input_size, spec.in_channels
+    at, inputs = spec.image_shape, spec.in_channels
     rows: list[tuple[str, Any, int]] = [("stem", spec.stem, spec.stem.stride)]
     rows += [(f"blocks.{i}", b, b.stride) for i, b in enumerate(spec.blocks)]
     rows += [("last", spec.last, 1)] if spec.last is not None else []
     for name, row, stride in rows:
         fields = dataclasses.asdict(row)
         fields.pop("scaling", None)
+        if fields.get("dilation") == 1:  # keys are older than dilation
+            del fields["dilation"]
         if isinstance(row, Block) and not row.has_residual(inputs):
             fields["skip"] = "none"  # whatever it would have been
-        yield _unit(name, {**fields, "kind": type(row).__name__, "padding": spec.padding}, inputs, size)
-        size, inputs = -(-size // stride), row.out
+        yield _unit(name, {**fields, "kind": type(row).__name__, "padding": spec.padding}, inputs, at)
+        at, inputs = (-(-at[0] // stride), -(-at[1] // stride)), row.out
+    yield _head(spec, inputs, at)
+
+
+def _head(spec: NetSpec, inputs: int, at: Map) -> Unit:
+    """The head; of a backbone that ends in a map of ``inputs`` channels at that size."""
     head = dataclasses.asdict(spec.head)
-    yield _unit("head", {"hidden": head["hidden"], "act": head["act"],
-                         "num_classes": head["num_classes"]}, inputs, size)  # fmt: skip
+    if isinstance(spec.head, ClassifierHead):
+        kept = ("hidden", "act", "num_classes")
+        return _unit("head", {name: head[name] for name in kept}, inputs, at)
+    cost = spec.cost()
+    detects = isinstance(spec.head, SSDLiteHead)
+    taps = head["taps"] if detects else [tap for tap in (head["tap"], head["skip"]) if tap is not None]
+    layers = [cost.of(tap).layers[-1] for tap in taps]
+    maps = [(layer.out, layer.out_size, layer.out_columns) for layer in layers]
+    # The depthwise convolutions of stride 2 are padded; logits of pixels are resized to the image.
+    outside: dict[str, Any] = {"padding": spec.padding} if detects else {"image": spec.image_shape}
+    fields = {name: value for name, value in head.items() if name not in _NOT_TIMED}
+    key = json.dumps({**fields, **outside, "kind": type(spec.head).__name__, "maps": maps}, sort_keys=True)
+    return Unit(name="head", key=key, shape=(1, *maps[0]))
 
 
-def _unit(name: str, fields: dict[str, Any], inputs: int, size: int) -> Unit:
-    key = json.dumps({**fields, "inputs": inputs, "size": size}, sort_keys=True)
-    return Unit(name=name, key=key, shape=(1, inputs, size, size))
+_NOT_TIMED = ("taps", "tap", "skip", "norm", "scoring", "gate_bias")
+"""Of a head: where its maps come from, what is folded into weights, what comes behind its outputs."""
+
+
+def _unit(name: str, fields: dict[str, Any], inputs: int, at: Map) -> Unit:
+    size: dict[str, int] = {"size": at[0]} if at[0] == at[1] else {"size": at[0], "columns": at[1]}
+    key = json.dumps({**fields, "inputs": inputs, **size}, sort_keys=True)
+    return Unit(name=name, key=key, shape=(1, inputs, *at))
 
 
 @dataclass(kw_only=True)
@@ -95,6 +125,8 @@ class LatencyTable:
         worker: measures, here or on a phone; this machine's shared one when left out.
         nominal: milliseconds of the ``reference`` network and of an ``empty`` call when the table
             was begun.
+        file: the file of a network whose latency is predicted, weights made up; the int8 network alone
+            when left out. What else it holds (operators behind the network's outputs) is in the offset.
     """
 
     device: str
@@ -104,11 +136,15 @@ class LatencyTable:
     frozen: bool = False
     worker: Worker | Phone | None = None
     nominal: dict[str, float] = field(default_factory=dict)
+    file: Callable[[NetSpec], bytes] | None = None
 
     @classmethod
-    def build(cls, spec: NetSpec, *, worker: Worker | Phone | None = None) -> LatencyTable:
+    def build(
+        cls, spec: NetSpec, *, worker: Worker | Phone | None = None,
+        file: Callable[[NetSpec], bytes] | None = None,
+    ) -> LatencyTable:  # fmt: skip
         """A table for a network and its narrower relatives, fitted to where the worker measures."""
-        table = cls(device=_device(worker), worker=worker)
+        table = cls(device=_device(worker), worker=worker, file=file)
         table.fit([spec.width(width) for width in FIT_WIDTHS])
         return table
 
@@ -158,7 +194,7 @@ class LatencyTable:
 
     def measure(self, specs: Sequence[NetSpec], label: str | None = None) -> list[float]:
         """Milliseconds of whole networks, at the speed that the machine had for the rows."""
-        blobs = [_int8(_network(spec), _shape(spec)) for spec in specs]
+        blobs = [(self.file or _whole)(spec) for spec in specs]
         times: list[list[tuple[float, float]]] = [[] for _ in specs]
         with Progress(len(specs) * PASSES, label, unit="measurement") as progress:
             for _ in range(PASSES):
@@ -174,7 +210,10 @@ class LatencyTable:
                           "rows": self.rows})  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path, *, worker: Worker | Phone | None = None) -> LatencyTable:
+    def load(
+        cls, path: Path, *, worker: Worker | Phone | None = None,
+        file: Callable[[NetSpec], bytes] | None = None,
+    ) -> LatencyTable:  # fmt: skip
         """Read a table that was measured where the worker measures.
 
         Raises:
@@ -188,7 +227,7 @@ class LatencyTable:
                 {str(key): float(ms) for key, ms in value[name].items()} for name in ("rows", "nominal")
             )
             table = cls(device=str(value["device"]), rows=rows, offset=float(value["offset"]),
-                        scale=float(value["scale"]), nominal=nominal, worker=worker)  # fmt: skip
+                        scale=float(value["scale"]), nominal=nominal, worker=worker, file=file)  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a latency table: {error!r}", "build it again") from error
         if table.device != _device(worker):
@@ -200,8 +239,7 @@ class LatencyTable:
 
     def _time(self, unit: Unit, spec: NetSpec) -> float:
         """Milliseconds of a row beyond an empty call."""
-        module = _network(spec).head if unit.name == "head" else _network(spec).layer(unit.name)
-        _, row = self._beside_reference(_int8(module, unit.shape), ENTRY_RULE)
+        _, row = self._beside_reference(_alone(unit, spec), ENTRY_RULE)
         return max(0.0, row - self.nominal["empty"])
 
     def _beside_reference(self, blob: bytes, rule: StopRule) -> tuple[float, float]:
@@ -261,15 +299,37 @@ def _network(spec: NetSpec) -> Network:
         return build(spec).eval()
 
 
-def _shape(spec: NetSpec) -> tuple[int, int, int, int]:
-    return (1, spec.in_channels, spec.input_size, spec.input_size)
+def _compiled(spec: NetSpec) -> bytes:
+    return litert.compile(_network(spec), (1, spec.in_channels, *spec.image_shape))
+
+
+def _whole(spec: NetSpec) -> bytes:
+    """The int8 file of a network."""
+    return int8.with_random_ranges(_compiled(spec))
+
+
+def _alone(unit: Unit, spec: NetSpec) -> bytes:
+    """The int8 file of one of a network's rows."""
+    if unit.name != "head":
+        return _int8(_network(spec).layer(unit.name), unit.shape)
+    if isinstance(spec.head, ClassifierHead):
+        return _int8(_network(spec).head, unit.shape)
+    return int8.with_random_ranges(_cut(_compiled(spec)), edges="int8")
+
+
+def _cut(blob: bytes) -> bytes:
+    """The head of a compiled network: its operators, on the maps that they take from the backbone."""
+    graph = parse(blob)
+    ops = [op for op in graph.ops if op.output.name.startswith("head")]
+    made = {tensor for op in ops for tensor in op.outputs}
+    read = [t for op in ops for t in op.inputs if t is not None and t.data is None and t not in made]
+    maps: list[Tensor] = list(dict.fromkeys(read))
+    names = [f"map_{index}" for index, _ in enumerate(maps)]
+    return serialize(Graph(maps, graph.outputs, ops, {}, names, graph.output_names))
 
 
 def _int8(module: nn.Module, shape: tuple[int, int, int, int]) -> bytes:
-    whole = isinstance(module, Network)
-    return int8.with_random_ranges(
-        litert.compile(module.eval(), shape), edges="float" if whole else "int8"
-    )
+    return int8.with_random_ranges(litert.compile(module.eval(), shape), edges="int8")
 
 
 @functools.cache

@@ -1,0 +1,63 @@
+"""How a proposal is tuned and judged: by the loss and the score of its task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from mobilefit.adapt.netadapt import Tools
+from mobilefit.adapt.proposals import Latency
+from mobilefit.data import Preset
+from mobilefit.errors import InputError
+from mobilefit.nn import Network
+from mobilefit.train import Recipe, fit
+from mobilefit.train.classify import Classify
+from mobilefit.train.task import Task
+
+
+def short_term(recipe: Recipe) -> Recipe:
+    """The recipe of fine-tuning, from that of training: a quarter of its rate, falling from the first
+    step, without an average of weights."""
+    return replace(
+        recipe, lr=recipe.lr / 4, warmup_epochs=0.0, ema_decay=None, bn_momentum=0.1, schedule="cosine"
+    )
+
+
+def tools_for(
+    train_set: Any, held_out: Any, *, preset: Preset, recipe: Recipe, steps: int, latency: Latency,
+    confirm: Callable[[Network], float], task: Task | None = None,
+) -> Tools:  # fmt: skip
+    """NetAdapt's tools for images of a task.
+
+    Args:
+        train_set, held_out: sets of the task's kind.
+        preset: how an image becomes the network's input.
+        recipe: that the seed network was trained by; see :func:`short_term`.
+        steps: of a proposal's fine-tuning.
+        latency, confirm: as of :class:`.netadapt.Tools`.
+        task: ``None``: classification.
+
+    Raises:
+        InputError: from the tools: the recipe or the images are of another task; nothing among the held-out images
+            can be judged.
+    """
+    chosen, short = task or Classify(), short_term(recipe)
+
+    def tune(network: Network, seed: int) -> None:
+        fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
+
+    def accuracy(network: Network) -> float:
+        found = chosen.evaluate(network, held_out, preset).row()[chosen.score]
+        if not math.isfinite(found):  # no box, no labelled pixel
+            raise InputError(
+                f"the {len(held_out)} held-out images have nothing that {chosen.score} could be told by",
+                "hold out more images",
+            )
+        return found
+
+    return Tools(
+        latency=latency, confirm=confirm, tune=tune, accuracy=accuracy, images=len(held_out),
+        quality=chosen.score,
+    )  # fmt: skip

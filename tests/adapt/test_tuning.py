@@ -1,0 +1,153 @@
+"""NetAdapt on each task, with its own loss and score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tasks.scenes import (
+    BACKBONE,
+    SIDE,
+    boxes_data,
+    detector_network,
+    masks_data,
+    segmenter_network,
+)
+
+from mobilefit.adapt import LOG, AdaptSettings, Tools, adapt, groups, short_term, tools_for
+from mobilefit.arch import NetSpec
+from mobilefit.data import ImageSet, Preset
+from mobilefit.data.images import ArraySource
+from mobilefit.errors import InputError
+from mobilefit.nn import Network, build, load_network
+from mobilefit.runs import read_jsonl
+from mobilefit.tasks.detect import Detect
+from mobilefit.tasks.segment import Segment
+from mobilefit.train import recipe
+from mobilefit.train.task import Task
+
+PRESET = Preset(resolution=SIDE, fit="stretch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    task: Task | None
+    network: Callable[[], Network]
+    train_set: Any
+    held_out: Any
+    recipe: str
+
+
+def milliseconds(spec: NetSpec) -> float:
+    return spec.cost().madds / 1e6
+
+
+def confirm(network: Network) -> float:
+    return milliseconds(network.spec)
+
+
+def tools(case: Case, **changed: Any) -> Tools:
+    options = {"steps": 2, "recipe": replace(recipe(case.recipe), batch_size=8), "preset": PRESET, **changed}
+    return tools_for(
+        case.train_set, case.held_out, task=case.task, latency=milliseconds, confirm=confirm, **options
+    )
+
+
+def classifier() -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(BACKBONE)
+
+
+@pytest.fixture(scope="module", params=["classify", "detect", "segment"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    if request.param == "classify":
+        pixels = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE), np.uint8)
+        images = ImageSet(ArraySource(pixels, ["noise"] * 16), np.arange(16) % 2)
+        return Case(task=None, network=classifier, train_set=images, held_out=images, recipe="fast")
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "detect":
+        boxes = boxes_data(root)
+        return Case(task=Detect(), network=detector_network, train_set=boxes.train, held_out=boxes.test,
+                    recipe="detect")  # fmt: skip
+    masks = masks_data(root)
+    return Case(task=Segment(), network=segmenter_network, train_set=masks.train, held_out=masks.test,
+                recipe="segment")  # fmt: skip
+
+
+def test_a_network_of_each_task_shrinks_to_its_target(case: Case, tmp_path: Path) -> None:
+    seed_network, lines = case.network(), list[str]()
+    target = 0.85 * milliseconds(seed_network.spec)
+    settings = AdaptSettings(target_ms=target, delta=0.08)
+    found = adapt(seed_network, settings, tools(case), tmp_path, say=lines.append)
+    assert found.steps >= 1 and found.latency_ms <= target
+    rows = read_jsonl(tmp_path / LOG)
+    tried = {row["what"].split()[0] for row in rows if row["event"] == "proposal"}
+    assert tried <= {group.name for group in groups(seed_network.spec)}
+    (weights,) = tmp_path.glob("step_*.safetensors")
+    adapted = load_network(weights)
+    assert adapted.spec == found.spec
+    score = tools(case).accuracy(adapted)
+    assert score == pytest.approx([r for r in rows if r["event"] == "accepted"][-1]["accuracy"])
+    assert rows[0].get("quality") == (case.task.score if case.task else None)
+    assert all((f"% {case.task.score}; about" if case.task else "%; about") in line for line in lines)
+    again = adapt(seed_network, settings, tools(case, steps=None), tmp_path)  # nothing is left to tune
+    assert again == found
+
+
+def test_tuning_is_by_the_tasks_own_loss(case: Case) -> None:
+    """Every part of the head learns something, and the same seed gives the same."""
+    network, other, third = case.network(), case.network(), case.network()
+    made = tools(case)
+    for net, seed in ((network, 3), (other, 3), (third, 4)):
+        made.tune(net, seed)
+    before, after = case.network().state_dict(), network.state_dict()
+    parts = {key.split(".")[1] for key in before if key.startswith("head.")}
+    moved = {key.split(".")[1] for key in before if key.startswith("head.") and not torch.equal(before[key], after[key])}
+    assert moved == parts
+    assert all(torch.equal(value, after[key]) for key, value in other.state_dict().items())
+    assert any(not torch.equal(value, after[key]) for key, value in third.state_dict().items())
+
+
+def test_the_accuracy_is_the_tasks_score(case: Case) -> None:
+    made, network = tools(case), case.network()
+    assert (made.images, made.quality) == (len(case.held_out), case.task.score if case.task else "val_top1")
+    if case.task is not None:
+        row = case.task.evaluate(network, case.held_out, PRESET).row()
+        assert made.accuracy(network) == row[case.task.score]
+    assert 0 <= made.accuracy(network) <= 1
+
+
+def test_images_of_another_task_are_refused(tmp_path: Path) -> None:
+    boxes = boxes_data(tmp_path / "boxes")
+    case = Case(task=Detect(), network=lambda: detector_network(), train_set=boxes.train, held_out=boxes.test,
+                recipe="segment")  # fmt: skip
+    wrong = Case(task=Segment(), network=case.network, train_set=boxes.train, held_out=boxes.test,
+                 recipe="segment")  # fmt: skip
+    with pytest.raises(InputError, match="2 classes, and the network tells"):
+        tools(wrong).tune(case.network(), 0)
+
+
+def test_images_without_anything_to_find_are_told(tmp_path: Path) -> None:
+    class Blind(Detect):
+        def evaluate(self, *given: Any, **options: Any) -> Any:
+            found = super().evaluate(*given, **options)
+            return replace(found, score=replace(found.score, map50=math.nan))
+
+    boxes = boxes_data(tmp_path / "boxes")
+    case = Case(task=Blind(), network=detector_network, train_set=boxes.train, held_out=boxes.test, recipe="detect")
+    with pytest.raises(InputError, match="the 8 held-out images have nothing that val_map50"):
+        tools(case).accuracy(detector_network())
+
+
+def test_the_short_term_recipe_is_a_quarter_of_the_training_ones() -> None:
+    for name in ("fast", "detect", "segment"):
+        whole, short = recipe(name), short_term(recipe(name))
+        assert short.lr == whole.lr / 4 and short.warmup_epochs == 0 and short.ema_decay is None
+        assert (short.task, short.augment, short.batch_size) == (whole.task, whole.augment, whole.batch_size)
