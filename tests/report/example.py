@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mobilefit.arch import Block, NetSpec, spec
+from mobilefit.arch import Block, NetSpec, detector, segmenter, spec
 
 Record = dict[str, Any]
 CLASSES = ("dress", "hat", "long sleeve", "shirt", "shoes & <b>socks</b>", "t-shirt")
@@ -363,4 +363,92 @@ def write_search(folder: Path, rows: list[Record] | None = None, content: Record
     rows = trials() if rows is None else rows
     write_run(folder, searched_record(rows) if content is None else content)
     write_jsonl(folder / "search" / "trials.jsonl", rows)
+    return folder
+
+
+# ---- detection and segmentation
+
+
+def jpeg(seed: int) -> str:
+    """A small smooth picture."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC).save(file, "jpeg")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pictures(**told: Any) -> Record:
+    """``record["final"]["pictures"]``."""
+    rows = [{"index": 7 * i, "name": f"street {i}.jpg", **told, "truth_jpeg": jpeg(i), "found_jpeg": jpeg(9 + i)}
+            for i in range(4)]  # fmt: skip
+    return {"worst": rows[:2], "others": rows[2:]}
+
+
+def task_record(task: str, head: NetSpec, score: str, value: float, final: Record) -> Record:
+    """A training's record, for another task."""
+    whole, cost = train_record(), head.cost()
+    row = {"label": head.name, "kind": "seed", "seed": 3, "accuracy_float": value, "params": cost.params,
+           "madds": cost.madds}  # fmt: skip
+    return whole | {
+        "task": task, "final_spec": head.to_dict(), "results": [row],
+        "final": row | {"task": task, score: value} | final,
+        "training": whole["training"] | {"best": {"step": 120}},
+    }  # fmt: skip
+
+
+BOXES = ("cup", "fish", "hat & <i>cap</i>", "unseen")
+
+
+def detect_record() -> Record:
+    """``record.json`` of ``mobilefit train --task detect``."""
+    rows = [("cup", 0.8, 0.5, 40, 35, 5, 1.0), ("fish", 0.3, 0.1, 10, 4, 6, 0.6), (BOXES[2], 0.9, 0.75, 100, 90, 2, 1.0)]
+    final = {
+        "map": 0.45, "map75": 0.4, "by_size": {"small": 0.1, "medium": 0.5, "large": None},
+        "per_class": [
+            {"class": name, "ap50": ap50, "ap": ap, "truths": truths, "found": found, "false": false}
+            for name, ap50, ap, truths, found, false, _ in rows
+        ] + [{"class": "unseen", "ap50": None, "ap": None, "truths": 0, "found": 0, "false": 3}],
+        "curves": [[high] * 61 + [high / 2] * 20 + [0.0] * 20 for *_, high in rows] + [None],
+        "counts": {"images": 30, "boxes": 150, "crowds": 2, "found": 129, "false": 16, "score": 0.5, "iou": 0.5},
+        "pictures": pictures(found=3, missed=2, false=0),
+    }  # fmt: skip
+    made = task_record("detect", detector(seed_spec(), num_classes=4), "map50", 0.6667, final)
+    made["data"] |= {
+        "classes": list(BOXES), "counts": {"train": [200, 50, 700, 1]},
+        "dropped": [{"why": "without width or height", "count": 2, "examples": ["a.xml #1"]}],
+    }  # fmt: skip
+    return made
+
+
+PLACES = ("road", "car", "pole & <i>post</i>", "sky")
+
+
+def segment_record() -> Record:
+    """``record.json`` of ``mobilefit train --task segment``; sky is neither there nor taken for anything."""
+    confusion = [[9000, 500, 500, 0], [100, 880, 20, 0], [60, 10, 30, 0], [0] * 4]
+    per_class = [
+        {"class": name, "iou": iou, "accuracy": right, "pixels": sum(row)}
+        for name, iou, right, row in zip(PLACES, (0.8858, 0.5828, 0.0484, None), (0.9, 0.88, 0.3, None), confusion)
+    ]
+    final = {
+        "pixel_accuracy": 0.8928, "class_accuracy": 0.6933, "per_class": per_class, "confusion": confusion,
+        "counts": {"images": 30, "pixels": 11_100}, "colours": ["#804080", "#00008e", "#999999", "#4682b4"],
+        "pictures": pictures(iou=0.5057),
+    }  # fmt: skip
+    net = segmenter(seed_spec(), num_classes=4).resolution(64, 128)
+    made = task_record("segment", net, "miou", 0.5057, final)
+    made["data"] |= {"classes": list(PLACES), "pixels": {"train": [600, 300, 100, 0, 77]}}
+    made["data"].pop("counts")
+    return made
+
+
+def task_rows(key: str) -> list[Record]:
+    """``metrics.jsonl`` whose validation is of another task."""
+    return [{key if name == "val_top1" else name: value for name, value in row.items()} for row in train_rows()]
+
+
+def write_task(folder: Path, content: Record) -> Path:
+    """Everything that such a training leaves for the report."""
+    write_training(folder, content)
+    write_jsonl(folder / "metrics.jsonl", task_rows({"detect": "val_map50", "segment": "val_miou"}[content["task"]]))
     return folder

@@ -350,11 +350,11 @@ def test_agreement_uses_the_second_look_and_needs_two() -> None:
 def test_bars_say_what_the_rows_are() -> None:
     found = networks.bars(spec("mobilenet_v3_small"))
     assert len(found) == 1 + 11 + 1 + 1
-    assert found[0] == networks.Bar(stage=112, kind="conv", words="conv 3×3", wide=None, out=16,
+    assert found[0] == networks.Bar(stage=112, size="112²", kind="conv", words="conv 3×3", wide=None, out=16,
                                     marks=("", "h-swish", ""))  # fmt: skip
-    assert found[1] == networks.Bar(stage=56, kind="depthwise", words="depthwise 3×3", wide=None, out=16,
+    assert found[1] == networks.Bar(stage=56, size="56²", kind="depthwise", words="depthwise 3×3", wide=None, out=16,
                                     marks=("SE", "relu", ""))  # fmt: skip
-    assert found[5] == networks.Bar(stage=14, kind="mbconv", words="mbconv6 5×5", wide=240, out=40,
+    assert found[5] == networks.Bar(stage=14, size="14²", kind="mbconv", words="mbconv6 5×5", wide=240, out=40,
                                     marks=("SE", "h-swish", "skip"))  # fmt: skip
     assert (found[-1].words, found[-1].out, found[-1].stage) == ("linear", 1024, 1)
     assert networks.bars(spec("mobilenet_v1"))[1].words == "separable 3×3"

@@ -291,6 +291,12 @@ def test_logits_are_resized_before_the_classes_are_chosen() -> None:
     assert labels_of(logits, (1, 4)).tolist() == [[0, 1, 1, 1]]
 
 
+def test_pixels_are_areas_when_logits_are_resized() -> None:
+    """The second of four lies a quarter of the way from one centre to the other, and not a third."""
+    logits = np.array([[[1.0, 0.0]], [[0.7, 0.7]]], np.float32)
+    assert labels_of(logits, (1, 4)).tolist() == [[0, 0, 1, 1]]
+
+
 def test_segmentation_by_several_processes() -> None:
     random = np.random.default_rng(5)
     maps = [(random.integers(0, 3, (6, 7)), random.integers(0, 3, (6, 7)).astype(np.uint8)) for _ in range(5)]

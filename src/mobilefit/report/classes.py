@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mobilefit.report import units
+from mobilefit.report import detection, segmentation, units
 from mobilefit.report.bench import columns
+from mobilefit.report.measures import task_of
 from mobilefit.report.tables import Row
 
 Counts = npt.NDArray[np.int64]
@@ -98,8 +99,14 @@ def matrix(record: Row) -> tuple[list[str], Counts] | None:
     return found, counts.astype(np.int64)
 
 
-def confusion(names: Sequence[str], counts: Counts, most: int = MAX_MATRIX) -> Confusion:
-    """The matrix of the ``most`` classes with the most mistakes, those confused with each other together."""
+def confusion(
+    names: Sequence[str], counts: Counts, most: int = MAX_MATRIX, *, by_share: bool = False
+) -> Confusion:
+    """The matrix of the ``most`` classes with the most mistakes, those confused with each other together.
+
+    Args:
+        by_share: as of :func:`mistakes`.
+    """
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-wrong, kind="stable")[:most])
     shares = _shares(counts)
@@ -108,7 +115,7 @@ def confusion(names: Sequence[str], counts: Counts, most: int = MAX_MATRIX) -> C
     return Confusion(
         names=[names[i] for i in shown], counts=counts[np.ix_(shown, shown)],
         shares=shares[np.ix_(shown, shown)], left_out=len(names) - len(shown),
-        worst=mistakes(names, counts),
+        worst=mistakes(names, counts, by_share=by_share),
     )  # fmt: skip
 
 
@@ -139,12 +146,19 @@ def _joined(one: list[int], other: list[int], likeness: Shares) -> list[int]:
     return [*a, *b]
 
 
-def mistakes(names: Sequence[str], counts: Counts, most: int = WORST) -> list[Mistake]:
-    """The most frequent confusions, by images."""
+def mistakes(
+    names: Sequence[str], counts: Counts, most: int = WORST, *, by_share: bool = False
+) -> list[Mistake]:
+    """The most frequent confusions.
+
+    Args:
+        by_share: of the true class, and not by how many they are: of pixels, large classes have all.
+    """
     shares, wrong = _shares(counts), counts.copy()
     np.fill_diagonal(wrong, 0)
+    np.fill_diagonal(shares, 0)
     found = []
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+    for place in np.argsort(-(shares if by_share else wrong), axis=None, kind="stable")[:most]:
         i, j = divmod(int(place), len(names))
         if wrong[i, j]:
             found.append(Mistake(true=names[i], predicted=names[j], images=int(wrong[i, j]),
@@ -195,7 +209,10 @@ def balance(rows: Sequence[Class]) -> str | None:
 
 
 def class_table(record: Row, most: int = WORST) -> str:
-    """The classes with the smallest share right, and the largest confusions, as text for a terminal."""
+    """The weakest classes, and the largest confusions, as text for a terminal."""
+    of_task = {"detect": detection.class_table, "segment": segmentation.class_table}.get(task_of(record))
+    if of_task is not None:
+        return of_task(record, most)
     found = matrix(record)
     if found is None:
         return ""

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mobilefit.arch import Block, Conv, NetSpec
+from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
 
 COLOURS = {
     "conv": "width", "depthwise": "seed", "separable": "seed", "mbconv": "adapted",
@@ -31,7 +31,8 @@ class Bar:
     """A row of the network.
 
     Attributes:
-        stage: side of its output in pixels.
+        stage: height of its output in pixels.
+        size: its height and width as text.
         kind: a key of :data:`COLOURS`.
         words: operator and kernel.
         wide: channels of its wide part, ``None`` where it has none.
@@ -40,6 +41,7 @@ class Bar:
     """
 
     stage: int
+    size: str
     kind: str
     words: str
     wide: int | None
@@ -50,20 +52,20 @@ class Bar:
 def bars(spec: NetSpec) -> list[Bar]:
     """The rows of a network, from the stem to the layer before the logits."""
     rows: list[Conv | Block] = [spec.stem, *spec.blocks, *([spec.last] if spec.last else [])]
-    size, found = spec.input_size, list[Bar]()
+    (size, columns), found = spec.image_shape, list[Bar]()
     for row in rows:
         inputs = found[-1].out if found else spec.in_channels
-        size = -(-size // row.stride)
+        size, columns = -(-size // row.stride), -(-columns // row.stride)
         kind, words, wide = _operator(row, inputs)
         added = ""
         if isinstance(row, Block) and row.has_residual(inputs):
             added = "pool skip" if row.skip == "pool" else "skip"
         found.append(Bar(
-            stage=size, kind=kind, words=f"{words} {row.kernel}×{row.kernel}", wide=wide, out=row.out,
+            stage=size, size=f"{size}²" if size == columns else f"{size}×{columns}", kind=kind, words=f"{words} {row.kernel}×{row.kernel}", wide=wide, out=row.out,
             marks=("SE" if row.se else "", _act(row.act), added),
         ))  # fmt: skip
-    if spec.head.hidden is not None:
-        found.append(Bar(stage=1, kind="linear", words="linear", wide=None, out=spec.head.hidden,
+    if isinstance(spec.head, ClassifierHead) and spec.head.hidden is not None:
+        found.append(Bar(stage=1, size="1²", kind="linear", words="linear", wide=None, out=spec.head.hidden,
                          marks=("", _act(spec.head.act), "")))  # fmt: skip
     return found
 
@@ -118,7 +120,7 @@ def figure(networks: Sequence[tuple[str, NetSpec]]) -> str:
 def _draw(panel: ET.Element, bar: Bar, top: int, longest: int, *, first: bool) -> None:
     line = top + 15
     if first:
-        _text(panel, BARS - 8, line, f"{bar.stage}²", "muted end")
+        _text(panel, BARS - 8, line, bar.size, "muted end")
     fill = f"fill: var(--{COLOURS[bar.kind]})"
     for channels, opacity in _lengths(bar):
         ET.SubElement(panel, "rect", {

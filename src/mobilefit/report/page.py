@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,19 @@ import jinja2
 from mobilefit import runs
 from mobilefit.arch import NetSpec, difference
 from mobilefit.errors import InputError
-from mobilefit.report import classes, drawing, plots, search, tables, training, trials, units
+from mobilefit.report import (
+    classes,
+    detection,
+    drawing,
+    measures,
+    plots,
+    search,
+    segmentation,
+    tables,
+    training,
+    trials,
+    units,
+)
 
 NAME = "report.html"
 STEPS = "netadapt/netadapt.jsonl"
@@ -103,8 +116,10 @@ def _content(
     """Everything the template shows; what is empty or ``None`` is left out there."""
     data, final = record.get("data") or {}, record.get("final") or {}
     files = _files(run_dir, final)
-    found = tables.entries(record)
+    found, score = tables.entries(record), measures.measure(record)
     return {
+        "task": measures.task_of(record),
+        "measure": score,
         "title": f"{record.get('verb') or 'run'}: {data.get('name') or run_dir.resolve().name}",
         "record": record,
         "data": data,
@@ -113,19 +128,24 @@ def _content(
         "verdict": tables.verdict(record),
         "over": _over(record),
         "params": _params(record),
-        "comparison_header": tables.COMPARISON_HEADER,
+        "comparison_header": tables.comparison_header(score.name),
         "comparison": [(e.kind, e.label == final.get("label"), tables.comparison(e)) for e in found],
         "several_seeds": any(entry.runs > 1 for entry in found),
         "frontier": _frontier(record, steps, found),
         "search": search.section(record, log),
         **_network(record),
-        "steps_header": tables.STEPS_HEADER,
+        "steps_header": tables.steps_header(score.name),
         "steps": tables.steps(steps),
         **_layers(record),
         **_training(record, metrics),
         **_classes(record),
+        "detection": detection.section(record),
+        "segmentation": segmentation.section(record),
+        "shown_of": _shown_of,
         "sweep": _sweep(sweep),
-        "int8": tables.int8_against_float(final, {k: size for k, (_, size) in files.items() if size}),
+        "int8": tables.int8_against_float(
+            final, {k: size for k, (_, size) in files.items() if size}, score.name
+        ),
         "config": json.dumps(record["config"], indent=2) if record.get("config") else None,
         "machine": _machine(record),
         "max_skipped": MAX_SKIPPED,
@@ -204,9 +224,16 @@ def _curves(metrics: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
+def _shown_of(rows: Sequence[Any]) -> int:
+    """How many classes are shown before one asks for all."""
+    return len(rows) if len(rows) <= classes.MAX_NUMBERS else classes.WORST
+
+
 def _classes(record: dict[str, Any]) -> dict[str, Any]:
-    found, rows = classes.matrix(record), classes.table(record)
-    confusion = classes.confusion(*found) if found else None
+    found = classes.matrix(record)
+    rows = classes.table(record) if measures.task_of(record) == "classify" else []
+    of_pixels = measures.task_of(record) == "segment"
+    confusion = classes.confusion(*found, by_share=of_pixels) if found else None
     pictured = confusion is not None and len(confusion.names) > classes.MAX_NUMBERS
     return {
         "confusion": confusion,
@@ -215,7 +242,7 @@ def _classes(record: dict[str, Any]) -> dict[str, Any]:
         "legend": classes.LEGEND,
         "classes": rows,
         "classes_unfolded": classes.MAX_NUMBERS,
-        "classes_shown": len(rows) if len(rows) <= classes.MAX_NUMBERS else classes.WORST,
+        "classes_shown": _shown_of(rows),
         "most_training": max((row.training or 0 for row in rows), default=0),
         "balance": classes.balance(rows),
         "tested": int(found[1].sum()) if found else None,

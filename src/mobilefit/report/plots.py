@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mobilefit.report import drawing, tables, units
 from mobilefit.report.drawing import COLOURS, STYLE, Mark
+from mobilefit.report.measures import MEASURES, measure
 from mobilefit.report.trials import thinned
 
 _SERIES = ("adapted", "width", "seed", "budget", "steps", "muted")
@@ -21,7 +22,7 @@ _MARKERS = {"seed": "D", "adapted": "o", "width": "s", "reference": "v"}
 
 
 def frontier_figure(record: tables.Row, steps: Sequence[tables.Row]) -> bytes:
-    """Accuracy against measured latency, as a standalone SVG file.
+    """Accuracy (mAP, mIoU) against measured latency, as a standalone SVG file.
 
     Above: every network of ``record["results"]``, trained alike and measured on the test set; small
     dots are single seeds, the large mark their mean, the bars the sample standard deviation. Below:
@@ -40,7 +41,7 @@ def frontier_figure(record: tables.Row, steps: Sequence[tables.Row]) -> bytes:
         axes = figure.subplots(2 if short else 1, 1, sharex=True, squeeze=False, gridspec_kw=ratios)
         marks = _draw_results(axes[0, 0], record)
         if short:
-            _draw_steps(axes[1, 0], short)
+            _draw_steps(axes[1, 0], short, measure(record).name)
         budget = units.number(record.get("budget_ms"))
         for axis in axes[:, 0]:
             _draw_budget(axis, budget)
@@ -93,16 +94,16 @@ def _draw_results(axis: Axes, record: tables.Row) -> list[Mark]:
         axis.plot(*zip(*sorted(family)), color=COLOURS["width"], lw=1, ls=":", zorder=1)
     axis.margins(0.14)
     axis.set_title("trained and measured")
-    axis.set_ylabel(f"accuracy, {'int8' if int8 else 'float32'} (%)")
+    axis.set_ylabel(f"{measure(record).name}, {'int8' if int8 else 'float32'} (%)")
     return marks
 
 
-def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]]) -> None:
+def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]], score: str) -> None:
     x, y = zip(*points)
     axis.plot(x, y, color=COLOURS["steps"], lw=1, marker="o", markersize=3.5, alpha=0.85)
     axis.margins(0.14)
-    axis.set_title("NetAdapt's accepted steps, short-term accuracy")
-    axis.set_ylabel("accuracy (%)")
+    axis.set_title(f"NetAdapt's accepted steps, short-term {score}")
+    axis.set_ylabel(f"{score} (%)")
 
 
 def _draw_budget(axis: Axes, budget: float | None) -> None:
@@ -133,7 +134,7 @@ def layers_figure(
 
 
 def curves_figure(runs: Mapping[str, Sequence[tables.Row]]) -> bytes | None:
-    """Losses and top-1 over the steps of each training run; ``None`` if nothing was recorded.
+    """Losses and top-1 (mAP, mIoU) over the steps of each training run; ``None`` if nothing was recorded.
 
     Training and validation loss have an axis each: label smoothing is in the first alone.
     """
@@ -141,7 +142,7 @@ def curves_figure(runs: Mapping[str, Sequence[tables.Row]]) -> bytes | None:
     panels: list[tuple[str, str, float, dict[str, Any]]] = [
         ("loss", "training loss", 1.0, {}),
         ("val_loss", "validation loss", 1.0, dots),
-        ("val_top1", "validation top-1 (%)", 100.0, dots),
+        *((found.key, f"{found.validation} (%)", 100.0, dots) for found in MEASURES.values()),
     ]
     series = {key: {name: points for name, rows in runs.items() if (points := _points(rows, key))}
               for key, *_ in panels}  # fmt: skip
@@ -183,7 +184,8 @@ class Marks:
 
 _PANELS: tuple[tuple[str, str, float], ...] = (
     ("loss", "training loss", 1.0), ("val_loss", "validation loss", 1.0),
-    ("val_top1", "validation top-1 (%)", 100.0), ("lr", "learning rate", 1.0),
+    *((found.key, f"{found.validation} (%)", 100.0) for found in MEASURES.values()),
+    ("lr", "learning rate", 1.0),
     ("images_per_s", "images a second", 1.0), ("data_wait", "waiting for images (% of the time)", 100.0),
 )  # fmt: skip
 _FROM_ZERO = ("images_per_s", "data_wait")

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mobilefit.arch import Block, Conv, NetSpec
+from mobilefit.arch import Block, Conv, Layer, NetSpec
 from mobilefit.report import units
-
-Row = Mapping[str, Any]
+from mobilefit.report.measures import Row as Row
+from mobilefit.report.measures import measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,14 @@ def kinds(record: Row) -> dict[str, str]:
     }
 
 
-COMPARISON_HEADER = ("network", "latency int8", "p10 to p90", "accuracy int8", "accuracy float32",
-                     "params", "MAdds", "seeds")  # fmt: skip
+def comparison_header(score: str) -> tuple[str, ...]:
+    """What the columns of :func:`comparison` are called, where quality is called ``score``."""
+    return ("network", "latency int8", "p10 to p90", f"{score} int8", f"{score} float32",
+            "params", "MAdds", "seeds")  # fmt: skip
 
 
 def comparison(entry: Entry) -> tuple[str, ...]:
-    """The cells of :data:`COMPARISON_HEADER` for one network."""
+    """The cells of :func:`comparison_header` for one network."""
     return (
         entry.label, _ms(entry.latency), _between(entry.between),
         _percent(entry.accuracy_int8), _percent(entry.accuracy_float),
@@ -145,9 +147,9 @@ def summary_table(record: Row) -> str:
     """
     chosen = (record.get("final") or {}).get("label")
     found = entries(record)
-    rows = [COMPARISON_HEADER, *map(comparison, found)]
+    rows = [comparison_header(measure(record).name), *map(comparison, found)]
     marks = [" ", *("*" if entry.label == chosen else " " for entry in found)]
-    keep = [i for i in range(len(COMPARISON_HEADER)) if _worth(i, [row[i] for row in rows[1:]])]
+    keep = [i for i in range(len(rows[0])) if _worth(rows[0][i], [row[i] for row in rows[1:]])]
     lines = [
         f"{mark} {'  '.join(_padded(row[i], i, rows) for i in keep)}".rstrip()
         for mark, row in zip(marks, rows)
@@ -158,8 +160,8 @@ def summary_table(record: Row) -> str:
     return "\n".join(lines)
 
 
-def _worth(column: int, cells: Sequence[str]) -> bool:
-    empty = "1" if COMPARISON_HEADER[column] == "seeds" else units.NONE
+def _worth(column: str, cells: Sequence[str]) -> bool:
+    empty = "1" if column == "seeds" else units.NONE
     return any(cell != empty for cell in cells)
 
 
@@ -199,7 +201,7 @@ def network(seed: NetSpec | None, final: NetSpec) -> list[tuple[str, list[Cell]]
 
 
 def _rows(spec: NetSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
-    cost, size, inputs = spec.cost(), spec.input_size, spec.in_channels
+    cost, inputs = spec.cost(), spec.in_channels
     items: list[tuple[str, Conv | Block]] = [("stem", spec.stem)]
     items += [(f"blocks.{i}", block) for i, block in enumerate(spec.blocks)]
     items += [("last", spec.last)] if spec.last is not None else []
@@ -208,17 +210,40 @@ def _rows(spec: NetSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
         expand = row.expand if isinstance(row, Block) else None
         reduced = next((layer.reduced for layer in part.layers if layer.kind == "excite"), None)
         yield name, (
-            f"{size}² × {inputs}", f"{_operator(row)} {row.kernel}×{row.kernel}",
+            _map(part.layers[0], inputs), f"{_operator(row)} {row.kernel}×{row.kernel}{_dilation(row)}",
             units.count(expand), units.count(row.out), units.count(reduced), _act(row.act),
             str(row.stride), units.count(part.params), units.millions(part.madds),
         )  # fmt: skip
-        size, inputs = -(-size // row.stride), row.out
-    for layer in cost.of("head").layers:
-        yield layer.name, (
-            f"{layer.size}² × {layer.inputs}", layer.kind, units.NONE, units.count(layer.out),
-            units.NONE, _act(layer.act), units.NONE,
-            units.count(layer.params), units.millions(layer.madds),
+        inputs = row.out
+    names = dict.fromkeys(_part(layer.name) for layer in cost.of("head").layers)
+    for name in names:
+        part = cost.of(name)
+        first, stride = part.layers[0], max(layer.stride for layer in part.layers)
+        yield name, (
+            _map(first, first.inputs), _kinds(part.layers), units.NONE,
+            units.count(part.layers[-1].out), units.NONE, _act(first.act),
+            str(stride) if stride > 1 else units.NONE, units.count(part.params), units.millions(part.madds),
         )  # fmt: skip
+
+
+def _part(name: str) -> str:
+    """A head's row that a layer belongs to: ``head.extras.0`` of ``head.extras.0.reduce``."""
+    return ".".join(name.split(".")[:3])
+
+
+def _map(layer: Layer, inputs: int) -> str:
+    """The size of what a layer takes in, and its channels."""
+    size = f"{layer.size}²" if layer.size == layer.columns else f"{layer.size}×{layer.columns}"
+    return f"{size} × {inputs}"
+
+
+def _kinds(layers: Sequence[Layer]) -> str:
+    return " + ".join(f"{layer.kind} {layer.kernel}×{layer.kernel}" if len(layers) > 1 else layer.kind
+                      for layer in layers)  # fmt: skip
+
+
+def _dilation(row: Conv | Block) -> str:
+    return f", dilation {row.dilation}" if isinstance(row, Block) and row.dilation > 1 else ""
 
 
 def _act(name: str) -> str:
@@ -230,12 +255,14 @@ def _operator(row: Conv | Block) -> str:
     return "conv" if isinstance(row, Conv) else names.get(row.op, row.op)
 
 
-STEPS_HEADER = ("step", "change", "predicted", "measured", "prediction off by",
-                "short-term accuracy", "score", "proposals")  # fmt: skip
+def steps_header(score: str) -> tuple[str, ...]:
+    """What the columns of :func:`steps` are called, where quality is called ``score``."""
+    return ("step", "change", "predicted", "measured", "prediction off by", f"short-term {score}",
+            "score", "proposals")  # fmt: skip
 
 
 def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """NetAdapt's accepted steps (and the seed) as cells of :data:`STEPS_HEADER`."""
+    """NetAdapt's accepted steps (and the seed) as cells of :func:`steps_header`."""
     proposals = [row.get("step") for row in rows if row.get("event") == "proposal"]
     table: list[tuple[str, ...]] = []
     for row in rows:
@@ -254,7 +281,9 @@ def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return table
 
 
-def int8_against_float(final: Row, sizes: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
+def int8_against_float(
+    final: Row, sizes: Mapping[str, int], score: str = "accuracy"
+) -> list[tuple[str, str, str, str]]:
     """Rows of (what, int8, float32, int8 against float32); rows known for neither are left out.
 
     None at all where nothing is known of int8.
@@ -268,7 +297,7 @@ def int8_against_float(final: Row, sizes: Mapping[str, int]) -> list[tuple[str, 
     rows = [(what, show(a), show(b), _ratio(a, b)) for what, a, b, show in pairs]
     a, b = (units.number(final.get(f"accuracy_{kind}")) for kind in ("int8", "float"))
     gap = units.NONE if a is None or b is None else f"{100 * (a - b):+.2f} points"
-    rows.insert(0, ("accuracy, test set", units.percent(a), units.percent(b), gap))
+    rows.insert(0, (f"{score}, test set", units.percent(a), units.percent(b), gap))
     if all(row[1] == units.NONE for row in rows):
         return []
     return [row for row in rows if row[1:3] != (units.NONE, units.NONE)]

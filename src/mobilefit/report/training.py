@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mobilefit.report import drawing, plots, units
+from mobilefit.report import drawing, measures, plots, units
 from mobilefit.report.plots import Marks
 from mobilefit.report.tables import Row
 
@@ -34,8 +34,9 @@ def marks_of(record: Row, rows: Sequence[Row]) -> Marks:
     told = record.get("training") or {}
     best = (told.get("best") or {}).get("step")
     if units.number(best) is None:
-        validated = [row for row in rows if units.number(row.get("val_top1")) is not None]
-        best = max(validated, key=lambda row: row["val_top1"], default={}).get("step")
+        key = measures.validated(rows)
+        found = [row for row in rows if units.number(row.get(key or "")) is not None]
+        best = max(found, key=lambda row: row[key or ""], default={}).get("step")
     steps = [row.get("resumed") for row in rows] + list(told.get("resumed") or ())
     resumed = {step for value in steps if (step := units.number(value))}
     return Marks(best=units.number(best), resumed=tuple(sorted(resumed)))
@@ -62,9 +63,10 @@ def facts(record: Row, rows: Sequence[Row], marks: Marks) -> list[tuple[str, str
 
 def _best(rows: Sequence[Row], marks: Marks) -> str:
     row = next((row for row in rows if row.get("step") == marks.best), {})
-    if marks.best is None or units.number(row.get("val_top1")) is None:
+    key = measures.validated([row])
+    if marks.best is None or key is None:
         return units.NONE
-    return f"{units.percent(row['val_top1'])} at step {units.count(marks.best)}"
+    return f"{units.percent(row[key])} at step {units.count(marks.best)}"
 
 
 def rate(record: Row, rows: Sequence[Row]) -> float | None:
