@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from train.small import RATES, same_weights
 
 from mobilefit.data import Preset
 from mobilefit.data.detection import load_detection
@@ -19,7 +20,6 @@ from mobilefit.tasks.detect import Detect
 from mobilefit.tasks.segment import Segment
 from mobilefit.train import FitResult, Recipe, fit, recipe
 
-from train.small import RATES, same_weights
 from .scenes import SIDE, boxes_data, detector_network, masks_data, segmenter_network, write_voc
 
 PRESET = Preset(resolution=SIDE, fit="stretch")
