@@ -25,7 +25,7 @@ def export(
     """The module as an ExecuTorch program, float32, its operators given to XNNPACK.
 
     Args:
-        net: takes one tensor and gives one; it is left in evaluation mode.
+        net: takes one tensor, and gives one or several; it is left in evaluation mode.
         input_shape: ``(batch, channels, height, width)``, fixed in the file.
         metadata: JSON-able; the program's method "mobilefit" gives it as text.
 
@@ -58,14 +58,22 @@ def read_metadata(blob: bytes) -> dict[str, Any] | None:
 
 
 def run(blob: bytes, images: Floats) -> Floats:
-    """What ExecuTorch computes for images ``[n, channels, height, width]``, one at a time.
+    """The first of :func:`run_all`."""
+    return run_all(blob, images)[0]
+
+
+def run_all(blob: bytes, images: Floats) -> list[Floats]:
+    """Every output that ExecuTorch computes for images ``[n, channels, height, width]``, one at a time.
 
     Raises:
         InputError: the extra ``executorch`` is not installed, or ``blob`` is no such program.
     """
     method = _load(blob).load_method("forward")
-    found = [method.execute([image[None]])[0].numpy().copy() for image in torch.from_numpy(images)]
-    return np.concatenate(found)
+    found = [
+        [output.numpy().copy() for output in method.execute([image[None]])]
+        for image in torch.from_numpy(images)
+    ]
+    return [np.concatenate(of_all) for of_all in zip(*found, strict=True)]
 
 
 def _load(blob: bytes) -> Any:

@@ -1,4 +1,7 @@
-"""LiteRT files with smaller weights that still take and give float32, and need no images."""
+"""LiteRT files with smaller weights that still take and give float32, and need no images.
+
+What comes behind a detector's or segmenter's outputs (decoding, suppression) stays as it is: it is float32.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from litert_quantizer.algorithm_manager import AlgorithmName
 from mobilefit.errors import InputError
 from mobilefit.litert.graph import CODE, parse, serialize
 from mobilefit.litert.metadata import labels_of, packaged
+from mobilefit.litert.outputs import join, split
 
 _EVERY = qtyping.TFLOperationName.ALL_SUPPORTED
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -35,7 +39,7 @@ def float16(blob: bytes) -> bytes:
         InputError: ``blob`` is no LiteRT model, is quantized already, or has a weight that float16
             cannot hold (above 65504); it names the tensor.
     """
-    for tensor in parse(blob).tensors():
+    for tensor in parse(split(blob)[0]).tensors():
         if tensor.data is not None and tensor.dtype == np.float32:
             peak = float(np.abs(tensor.data).max(initial=0.0))
             if peak > _FLOAT16_MAX:
@@ -72,7 +76,8 @@ def dynamic_int8(blob: bytes) -> bytes:
 
 
 def _rewritten(blob: bytes, recipe: recipe_manager.RecipeManager) -> bytes:
-    graph = parse(blob)
+    network, tail = split(blob)
+    graph = parse(network)
     quantized = any(op.code in (CODE.QUANTIZE, CODE.DEQUANTIZE) for op in graph.ops)
     if quantized or any(t.dtype in (np.int8, np.float16) for t in graph.tensors()):
         raise InputError("the LiteRT model is already quantized", "give the float32 file")
@@ -80,7 +85,7 @@ def _rewritten(blob: bytes, recipe: recipe_manager.RecipeManager) -> bytes:
         tool = quantizer.Quantizer(serialize(graph), recipe.get_quantization_recipe())
         result = tool.quantize(enable_progress_report=False)
     assert result.quantized_model is not None
-    made = serialize(parse(bytes(result.quantized_model)))
+    made = join(serialize(parse(bytes(result.quantized_model))), tail)
     return packaged(made) if labels_of(blob) else made
 
 

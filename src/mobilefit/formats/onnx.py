@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,19 @@ Floats = npt.NDArray[np.float32]
 
 
 def export(
-    net: nn.Module, input_shape: tuple[int, ...], *, metadata: dict[str, Any] | None = None
-) -> bytes:
+    net: nn.Module, input_shape: tuple[int, ...], *, metadata: dict[str, Any] | None = None,
+    outputs: Sequence[str] = ("output",),
+) -> bytes:  # fmt: skip
     """The module as ONNX, as it is at inference.
 
     Args:
-        net: takes one tensor and gives one; it is left in evaluation mode.
+        net: takes one tensor, and gives one or several; it is left in evaluation mode.
         input_shape: ``(batch, channels, height, width)``; the batch is free in the file.
         metadata: JSON-able; stored in ``metadata_props`` under "mobilefit".
+        outputs: a name for each tensor that it gives.
 
     Returns:
-        The bytes of the .onnx file: input "input" (NCHW), output "output", float32.
+        The bytes of the .onnx file: input "input" (NCHW), these outputs, float32.
 
     Raises:
         InputError: the extra ``onnx`` is not installed.
@@ -42,7 +45,7 @@ def export(
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     program = torch.onnx.export(
         net.eval(), (example,), dynamo=True, opset_version=OPSET, verbose=False,
-        input_names=["input"], output_names=["output"],
+        input_names=["input"], output_names=list(outputs),
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )  # fmt: skip
     assert program is not None
@@ -80,7 +83,12 @@ def read_metadata(blob: bytes) -> dict[str, Any] | None:
 
 
 def run(blob: bytes, images: Floats, *, threads: int = 1) -> Floats:
-    """What ONNX Runtime computes for images ``[n, channels, height, width]``.
+    """The first of :func:`run_all`."""
+    return run_all(blob, images, threads=threads)[0]
+
+
+def run_all(blob: bytes, images: Floats, *, threads: int = 1) -> list[Floats]:
+    """Every output that ONNX Runtime computes for images ``[n, channels, height, width]``.
 
     Raises:
         InputError: the extra ``onnx`` is not installed, or ONNX Runtime does not take the file.
@@ -90,7 +98,7 @@ def run(blob: bytes, images: Floats, *, threads: int = 1) -> Floats:
     options.intra_op_num_threads = threads
     try:
         session = runtime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
-        found: Floats = session.run(None, {"input": images})[0]
+        found: list[Floats] = session.run(None, {"input": images})
     except Exception as error:  # its errors share no base but Exception
         reason = str(error).splitlines()[0]
         raise InputError(f"ONNX Runtime does not take the model: {reason}") from error

@@ -23,7 +23,7 @@ def export(
     """The module as a torch.export program, as it is at inference.
 
     Args:
-        net: takes one tensor and gives one; it is left in evaluation mode.
+        net: takes one tensor, and gives one or several; it is left in evaluation mode.
         input_shape: ``(batch, channels, height, width)``; the batch is free in the file.
         metadata: JSON-able; stored as the extra file "mobilefit.json".
     """
@@ -55,12 +55,17 @@ def load(blob: bytes) -> tuple[nn.Module, dict[str, Any] | None]:
 
 
 def run(blob: bytes, images: Floats) -> Floats:
-    """What the reloaded program computes for images ``[n, channels, height, width]``.
+    """The first of :func:`run_all`."""
+    return run_all(blob, images)[0]
+
+
+def run_all(blob: bytes, images: Floats) -> list[Floats]:
+    """Every output that the reloaded program computes for images ``[n, channels, height, width]``.
 
     Raises:
         InputError: see :func:`load`.
     """
     module, _ = load(blob)
     with torch.no_grad():
-        found: Floats = module(torch.from_numpy(images)).numpy()
-    return found
+        found = module(torch.from_numpy(images))
+    return [one.numpy() for one in (found if isinstance(found, (tuple, list)) else [found])]

@@ -1,16 +1,21 @@
-"""Accuracy of what was trained or exported."""
+"""How good is what was trained or exported?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mobilefit import train
-from mobilefit.data import load
+import numpy as np
+
+from mobilefit.arch import Task
 from mobilefit.jobs import pretrained
+from mobilefit.jobs.kinds import KINDS, Kind, Source, loaded, trained_preset
 from mobilefit.jobs.model import evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
+from mobilefit.tasks.detect import DetectionEvaluation
+from mobilefit.tasks.segment import SegmentationEvaluation
 from mobilefit.train import Evaluation
 
 
@@ -18,37 +23,86 @@ from mobilefit.train import Evaluation
 class EvaluateConfig:
     """Options of ``mobilefit evaluate``."""
 
-    data: str = option(help="folder of class folders, or fashion-mnist", argument=True)
+    data: str = option(help="images of the network's task: docs/data.md, docs/detection.md, docs/segmentation.md; or fashion-mnist", argument=True)
     model: Path = option(help=".safetensors or .tflite that mobilefit wrote", argument=True)
     part: Literal["test", "holdout", "train"] = option("test", help="which images")
+    ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     seed: int = option(0, help="of the data's division, where the folder does not say")
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Print the accuracy, in all and by class.
+def evaluate(config: EvaluateConfig) -> Any:
+    """Print how good a network is, in all and by class: accuracy, average precision, or intersection over union.
+
+    Returns:
+        The task's evaluation.
 
     Raises:
-        InputError: bad data or file, or classes that differ.
+        InputError: bad data or file, data of another task, or classes that differ.
     """
-    is_file = config.model.suffix == ".tflite"
-    blob = read_file(config.model) if is_file else b""
-    described = file_info(blob, config.model) if is_file else None
-    opened = None if is_file else pretrained.opened(config.model)
-    data = load(config.data, seed=config.seed)
-    images = getattr(data, config.part)
-    if described is not None:
-        pretrained.check_classes(
-            config.model, described.spec.head.num_classes, described.classes, data
-        )
-        with naming(config.model):
-            found = evaluate_file(blob, images, described.preset)
-    else:
-        assert opened is not None
-        found = train.evaluate(opened.network, images, opened.preset(data))
-    counts = found.confusion.sum(1)
-    for name, row, count in zip(data.classes, range(len(counts)), counts, strict=True):
-        share = f"{found.confusion[row, row] / count:8.2%}" if count else "       -"
-        print(f"  {name:<24} {share}  of {count}")
-    print(f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f} "
-          f"on {found.count} {config.part} images")  # fmt: skip
+    found, data, kind = _found(config)
+    print("\n".join(_TOLD[kind.task](found, data.classes)))
+    print(f"{_summary(found)} on {len(getattr(data, config.part))} {config.part} images")
     return found
+
+
+def _found(config: EvaluateConfig) -> tuple[Any, Any, Kind]:
+    if config.model.suffix == ".tflite":
+        blob = read_file(config.model)
+        info = file_info(blob, config.model)
+        kind = KINDS[info.spec.task]
+        data = loaded(kind, _source(config))
+        pretrained.check_classes(config.model, info.spec.head.num_classes, info.classes, data)
+        with naming(config.model):
+            return evaluate_file(blob, getattr(data, config.part), info.preset), data, kind
+    opened = pretrained.opened(config.model)
+    kind = KINDS[opened.network.spec.task]
+    data = loaded(kind, _source(config))
+    preset = trained_preset(opened, data, kind)
+    return kind.port.evaluate(opened.network, getattr(data, config.part), preset), data, kind
+
+
+def _source(config: EvaluateConfig) -> Source:
+    return Source(name=config.data, seed=config.seed, ignore=config.ignore_label)
+
+
+# ---- what is said
+
+
+def _summary(found: Any) -> str:
+    if isinstance(found, DetectionEvaluation):
+        return f"mAP@0.5 {found.score.map50:.2%}, mAP {found.score.map:.2%}"
+    if isinstance(found, SegmentationEvaluation):
+        return f"mIoU {found.score.miou:.2%}, pixel accuracy {found.score.pixel_accuracy:.2%}"
+    return f"top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}"
+
+
+def _shares(found: Evaluation, classes: Sequence[str]) -> list[str]:
+    counts = found.confusion.sum(1)
+    return [_line(name, f"{_percent(right / count if count else np.nan)}  of {count}")
+            for name, right, count in zip(classes, found.confusion.diagonal(), counts, strict=True)]  # fmt: skip
+
+
+def _precisions(found: DetectionEvaluation, classes: Sequence[str]) -> list[str]:
+    score = found.score
+    rows = zip(classes, score.ap50, score.ap, score.truths, strict=True)
+    lines = [_line(name, f"{_percent(ap50)}  {_percent(ap)}  {boxes:>6}") for name, ap50, ap, boxes in rows]
+    return [_line("", "  AP@0.5        AP   boxes"), *lines]
+
+
+def _unions(found: SegmentationEvaluation, classes: Sequence[str]) -> list[str]:
+    pixels = found.score.confusion.sum(1)
+    rows = zip(classes, found.score.iou, pixels / max(1, pixels.sum()), strict=True)
+    lines = [_line(name, f"{_percent(iou)}  {_percent(share)}") for name, iou, share in rows]
+    return [_line("", "     IoU    pixels"), *lines]
+
+
+_TOLD: dict[Task, Any] = {"classify": _shares, "detect": _precisions, "segment": _unions}
+
+
+def _line(name: str, values: str) -> str:
+    return f"  {name:<24} {values}"
+
+
+def _percent(share: float) -> str:
+    """Eight characters wide."""
+    return "       -" if np.isnan(share) else f"{share:8.2%}"

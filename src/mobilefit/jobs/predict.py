@@ -1,26 +1,31 @@
-"""What a file sees in images, in a video, through a camera."""
+"""What a file sees in images, in a video, through a camera: classes, boxes, or a class for each pixel."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilefit.arch import Task
 from mobilefit.errors import InputError
-from mobilefit.jobs.drawn import Drawings
+from mobilefit.jobs.drawn import Drawings, captioned, draw_boxes, draw_mask
+from mobilefit.jobs.ends import Answer, channels_first, labels
 from mobilefit.jobs.frames import Frame, Source, sources
 from mobilefit.jobs.lab import check_positive
+from mobilefit.jobs.masks import Masks
 from mobilefit.jobs.model import FileInfo, file_info, naming, read_file
 from mobilefit.jobs.options import option
-from mobilefit.jobs.running import Runner
+from mobilefit.jobs.running import File, Runner
+from mobilefit.nn.boxes import Detections
 from mobilefit.progress import Progress, Voice
+from mobilefit.tasks.detect import Found
 
 WIDEST_NAME = 24
 """Characters that a column is made wide for; longer names push their row to the right."""
@@ -35,9 +40,41 @@ class PredictConfig:
         help="images, folders of them, videos, or camera:0", argument=True
     )
     top: int = option(3, help="how many classes of each image")
+    score: float = option(0.5, help="of a detector: least score of the boxes that are told and drawn, 0 to 1")
     every: int = option(10, help="of a video or a camera, look at every N-th frame")
-    draw: Path | None = option(None, help="write pictures and videos with the classes into this folder")
+    draw: Path | None = option(None, help="write pictures and videos with what was seen into this folder")
+    masks: Path | None = option(None, help="of a segmenter: write the class of each pixel as PNG files into this folder")
     json: bool = option(False, help="print JSON")
+
+
+# ---- files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was seen in a picture."""
+
+    row: dict[str, Any]
+    """For JSON."""
+    line: str
+    """For the terminal."""
+    drawn: Callable[[], Image.Image]
+    """The picture with it; both sides are even."""
+    mask: npt.NDArray[np.int64] | None = None
+    """[h, w]: the class of each pixel."""
+
+
+class Network(Protocol):
+    """A LiteRT file of some task."""
+
+    info: FileInfo
+
+    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+        """What there is in a picture.
+
+        Raises:
+            InputError: LiteRT does not take the file, or ended on it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +90,16 @@ class Classifier:
         """Open a file that mobilefit wrote.
 
         Raises:
-            InputError: it is missing, damaged, not one of ours, or at odds with its own description.
+            InputError: it is missing, damaged, not one of ours, no classifier, or at odds with its own
+                description.
         """
         blob = read_file(path)
         info = file_info(blob, path)
         with naming(path):
+            if info.spec.task != "classify":
+                raise InputError(f"is for --task {info.spec.task}", "give the file of a classifier")
             runner = Runner(blob)
-            outputs, side = runner.output.shape[-1], info.preset.resolution
-            if outputs != len(info.classes):
-                raise InputError(
-                    f"names {len(info.classes)} classes, but has {outputs} outputs", "export it again"
-                )
-            if runner.input.shape[1:] != (side, side, 3):
-                raise InputError(
-                    f"takes {list(runner.input.shape)}, but says that images are brought to "
-                    f"{side}x{side}", "export it again",
-                )  # fmt: skip
+            _check(runner, info, runner.output.shape[-1])
         return cls(path=path, info=info, runner=runner)
 
     def prepare(self, picture: Image.Image) -> npt.NDArray[np.float32]:
@@ -89,12 +120,145 @@ class Classifier:
 
     def top(self, shares: npt.NDArray[np.float32], count: int) -> list[dict[str, Any]]:
         """The likeliest classes first, ``{"class", "share"}`` each."""
-        best = np.argsort(-shares, kind="stable")[:count]
-        return [{"class": self.info.classes[i], "share": float(shares[i])} for i in best]
+        return _largest(shares, self.info, count)
+
+    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+        """See :class:`Network`."""
+        classes = self.top(self.shares(self.prepare(picture)), config.top)
+        return Seen(
+            row={"classes": classes}, line=_shares(classes, self.info),
+            drawn=lambda: captioned(picture, classes),
+        )  # fmt: skip
+
+
+def _largest(shares: npt.NDArray[Any], info: FileInfo, count: int) -> list[dict[str, Any]]:
+    best = np.argsort(-shares, kind="stable")[:count]
+    return [{"class": info.classes[i], "share": float(shares[i])} for i in best]
+
+
+def _shares(classes: Sequence[dict[str, Any]], info: FileInfo) -> str:
+    widest = min(WIDEST_NAME, max(map(len, info.classes)))
+    return "  ".join(f"{c['class']:<{widest}} {c['share']:6.1%}" for c in classes)
+
+
+def _check(file: File, info: FileInfo, outputs: int) -> None:
+    """See that a file is as it says of itself.
+
+    Raises:
+        InputError: it is not.
+    """
+    height, width = info.preset.shape
+    if outputs != len(info.classes):
+        raise InputError(
+            f"names {len(info.classes)} classes, but has {outputs} outputs", "export it again"
+        )
+    if file.input.shape[1:] != (height, width, 3):
+        raise InputError(
+            f"takes {list(file.input.shape)}, but says that images are brought to {height}x{width}",
+            "export it again",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scenes:
+    """A LiteRT file whose answer has places in the picture."""
+
+    path: Path
+    info: FileInfo
+    file: File
+
+    @classmethod
+    def load(cls, path: Path) -> Any:
+        """Open a file that mobilefit wrote.
+
+        Raises:
+            InputError: it is missing, damaged, not one of ours, or at odds with its own description.
+        """
+        blob = read_file(path)
+        info = file_info(blob, path)
+        with naming(path):
+            file = File(blob)
+            _check(file, info, info.spec.head.num_classes)
+        return cls(path=path, info=info, file=file)
+
+    def answer(self, picture: Image.Image) -> Answer:
+        """Of one picture.
+
+        Raises:
+            InputError: LiteRT does not take the file, or it does not give what it says that it gives.
+        """
+        with naming(self.path):
+            found = self.file.run(self.info.preset.apply(picture)[None])
+            return self.info.ends.answers([channels_first(values) for values in found])[0]
+
+
+class Detector(_Scenes):
+    """A LiteRT file that finds things in a picture."""
+
+    def found(self, picture: Image.Image) -> Found:
+        """Detections in pixels of the picture, the surest first; all that the file gives."""
+        answer = self.answer(picture)
+        assert isinstance(answer, Detections)
+        return Found.of(answer, picture.size)
+
+    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+        """See :class:`Network`."""
+        found, names = self.found(picture), self.info.classes
+        sure = found.scores >= config.score
+        boxes, labels, scores = found.boxes[sure], found.labels[sure], found.scores[sure]
+        rows = [
+            {"class": names[label], "score": float(score), "box": [round(float(v), 2) for v in box]}
+            for box, label, score in zip(boxes, labels, scores, strict=True)
+        ]
+        return Seen(
+            row={"boxes": rows}, line="  ".join(map(_box, rows)) or "nothing",
+            drawn=lambda: draw_boxes(picture, boxes, labels, scores, names),
+        )  # fmt: skip
+
+
+def _box(found: dict[str, Any]) -> str:
+    corners = ", ".join(f"{value:.0f}" for value in found["box"])
+    return f"{found['class']} {found['score']:.1%} ({corners})"
+
+
+class Segmenter(_Scenes):
+    """A LiteRT file that tells the class of each pixel."""
+
+    def labels(self, picture: Image.Image) -> npt.NDArray[np.int64]:
+        """[h, w], of the picture's size."""
+        answer = self.answer(picture)
+        assert isinstance(answer, np.ndarray)
+        return labels(answer, picture.size[::-1])
+
+    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+        """See :class:`Network`."""
+        mask, names = self.labels(picture), self.info.classes
+        shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+        classes = [found for found in _largest(shares, self.info, config.top) if found["share"]]
+        return Seen(
+            row={"classes": classes}, line=_shares(classes, self.info), mask=mask,
+            drawn=lambda: draw_mask(picture, mask, None, names),
+        )  # fmt: skip
+
+
+_NETWORKS: dict[Task, Any] = {"classify": Classifier, "detect": Detector, "segment": Segmenter}
+
+
+def opened(path: Path) -> Network:
+    """A file that mobilefit wrote, by the task that it says it is for.
+
+    Raises:
+        InputError: it is missing, damaged, not one of ours, or at odds with its own description.
+    """
+    network: Network = _NETWORKS[file_info(read_file(path), path).spec.task].load(path)
+    return network
+
+
+# ---- the verb
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
-    """Print the likeliest classes of each image or frame.
+    """Print what is seen in each image or frame: the likeliest classes, boxes, or shares of the pixels.
 
     What cannot be read is said, and left out. Ctrl-C ends a video or a camera with what was seen.
 
@@ -102,11 +266,18 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         InputError: a bad file, no image, or none that can be read.
     """
     check_positive(top=config.top, every=config.every)
-    classifier = Classifier.load(config.file)
+    if not 0 <= config.score <= 1:
+        raise InputError(f"--score is {config.score}, must be from 0 to 1")
+    network = opened(config.file)
+    if config.masks is not None and network.info.spec.task != "segment":
+        raise InputError("--masks is for segmenters", f"{config.file} is for --task {network.info.spec.task}")
     inputs = sources(config.images, config.every)
-    drawings = None if config.draw is None else Drawings(config.draw)
+    writers = _Writers(
+        drawings=None if config.draw is None else Drawings(config.draw),
+        masks=None if config.masks is None else Masks(config.masks),
+    )
     rows: list[dict[str, Any]] = []
-    _watch(inputs, classifier, config, drawings, rows)
+    _watch(inputs, network, config, writers, rows)
     problems = [row["problem"] for row in rows if "problem" in row]
     if len(problems) == len(rows):
         raise InputError(problems[0])
@@ -115,9 +286,27 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Writers:
+    """What is written of pictures."""
+
+    drawings: Drawings | None
+    masks: Masks | None
+
+    def add(self, source: Source, frame: Frame, seen: Seen) -> None:
+        if self.drawings is not None:
+            self.drawings.add_picture(source, frame, seen.drawn())
+        if self.masks is not None and seen.mask is not None:
+            self.masks.add(frame, seen.mask)
+
+    def close(self) -> None:
+        if self.drawings is not None:
+            self.drawings.close()
+
+
 def _watch(
-    inputs: Sequence[Source], classifier: Classifier, config: PredictConfig,
-    drawings: Drawings | None, rows: list[dict[str, Any]],
+    inputs: Sequence[Source], network: Network, config: PredictConfig, writers: _Writers,
+    rows: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """Fill the rows, and print and draw them as they come."""
     voice, source = Voice(), inputs[0]
@@ -128,36 +317,25 @@ def _watch(
                 if source.moving and not source.count:
                     voice(f"{source.name}: Ctrl-C ends it")
                 for frame in source:
-                    rows.append(_row(classifier, frame, config.top))
-                    if frame.picture is None:
+                    seen = None if frame.picture is None else network.see(frame.picture, config)
+                    rows.append(_row(frame, seen))
+                    if seen is None:
                         voice(f"left out: {frame.problem}")
                     elif not config.json:
-                        _print(frame, source, rows[-1]["classes"], classifier)
-                    if drawings is not None and frame.picture is not None:
-                        drawings.add(source, frame, rows[-1]["classes"])
+                        print(f"{frame.name:<{source.widest}}  {seen.line}", flush=source.moving)
+                    if seen is not None:
+                        writers.add(source, frame, seen)
                     progress.update(1)
     except KeyboardInterrupt:
         if not source.moving or not rows:
             raise
         voice("stopped")
     finally:
-        if drawings is not None:
-            drawings.close()
+        writers.close()
 
 
-def _row(classifier: Classifier, frame: Frame, top: int) -> dict[str, Any]:
+def _row(frame: Frame, seen: Seen | None) -> dict[str, Any]:
     row: dict[str, Any] = {"image": frame.source}
     if frame.seconds is not None:
         row |= {"frame": frame.number, "seconds": round(frame.seconds, 3)}
-    if frame.picture is None:
-        return {**row, "problem": frame.problem}
-    shares = classifier.shares(classifier.prepare(frame.picture))
-    return {**row, "classes": classifier.top(shares, top)}
-
-
-def _print(
-    frame: Frame, source: Source, classes: Sequence[dict[str, Any]], classifier: Classifier
-) -> None:
-    widest = min(WIDEST_NAME, max(map(len, classifier.info.classes)))
-    cells = "  ".join(f"{c['class']:<{widest}} {c['share']:6.1%}" for c in classes)
-    print(f"{frame.name:<{source.widest}}  {cells}", flush=source.moving)
+    return {**row, "problem": frame.problem} if seen is None else {**row, **seen.row}

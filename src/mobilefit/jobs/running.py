@@ -13,37 +13,59 @@ from mobilefit.runtime import Worker
 Floats = npt.NDArray[np.float32]
 
 
-class Runner:
-    """A file that takes images and gives a row of numbers for each, float32 on both sides.
+class File:
+    """A file that takes images and gives numbers for each, float32 on both sides.
 
     Where the input is int8 or uint8, the images are quantized by its scale and zero point, as a
     phone's camera code would: ``stored = round(real / scale) + zero_point``. Such an output is
-    brought back to real numbers by its own.
+    brought back to real numbers by its own; without a scale (labels of pixels) it stays what it is.
 
     Args:
         blob: the file's content.
         worker: runs it; the shared one when left out.
 
     Raises:
-        InputError: the file is damaged, or does not take one image and give one row.
+        InputError: the file is damaged, or does not take one image.
     """
 
     def __init__(self, blob: bytes, worker: Worker | None = None) -> None:
         graph = parse(blob)
         self.blob = blob
-        self.input, self.output = _only(graph.inputs, "input"), _only(graph.outputs, "output")
+        self.input, self.outputs = _only(graph.inputs, "input"), graph.outputs
         self.numbers = numbers(graph)
         self._worker = worker or shared_worker()
-        if len(self.input.shape) != 4 or len(self.output.shape) != 2:
+        if len(self.input.shape) != 4:
+            raise InputError(
+                f"takes {list(self.input.shape)}, where an image is [1, height, width, channels]"
+            )
+
+    def run(self, images: Floats, *, threads: int = 1) -> list[Floats]:
+        """Every output ``[n, ...]`` for prepared images ``[n, height, width, channels]``."""
+        found = self._worker.outputs(self.blob, _stored(images, self.input), threads=threads)
+        return [_real(values, tensor) for values, tensor in zip(found, self.outputs, strict=True)]
+
+
+class Runner(File):
+    """A file that gives one row of numbers for each image: a classifier. See :class:`File`.
+
+    Raises:
+        InputError: also where it gives something else.
+    """
+
+    def __init__(self, blob: bytes, worker: Worker | None = None) -> None:
+        super().__init__(blob, worker)
+        self.output = _only(self.outputs, "output")
+        if len(self.output.shape) != 2:
             raise InputError(
                 f"takes {list(self.input.shape)} and gives {list(self.output.shape)}, "
                 "where an image is [1, height, width, channels] and its classes are [1, classes]"
             )
+        if self.output.dtype.kind != "f":
+            _scale(self.output)
 
     def __call__(self, images: Floats, *, threads: int = 1) -> Floats:
         """The outputs ``[n, classes]`` for prepared images ``[n, height, width, channels]``."""
-        found = self._worker.run(self.blob, _stored(images, self.input), threads=threads)
-        return _real(found, self.output)
+        return self.run(images, threads=threads)[0]
 
 
 def numbers(graph: Graph) -> str:
@@ -82,7 +104,7 @@ def _stored(values: Floats, tensor: Tensor) -> npt.NDArray[np.generic]:
 
 
 def _real(values: npt.NDArray[np.generic], tensor: Tensor) -> Floats:
-    if tensor.dtype.kind == "f":
+    if tensor.dtype.kind == "f" or tensor.quantization is None:
         return values.astype(np.float32)
     scale, zero_point = _scale(tensor)
     return (values.astype(np.float32) - zero_point) * scale
