@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mobilefit import adapt as netadapt
-from mobilefit import device, train
-from mobilefit.adapt import AdaptSettings, Tools
-from mobilefit.data import load
+from mobilefit import device
+from mobilefit.adapt import AdaptSettings
+from mobilefit.arch import NetSpec
+from mobilefit.device import Phone
 from mobilefit.errors import InputError
-from mobilefit.jobs import lab, pretrained
+from mobilefit.jobs import kinds, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.options import device_option, option, parse_budget, tool_option
+from mobilefit.jobs.kinds import KINDS, Source
+from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
 from mobilefit.nn import save_weights
 from mobilefit.progress import Voice
 from mobilefit.runs import read_jsonl, write_atomic
@@ -25,12 +27,15 @@ class AdaptConfig:
 
     weights: Path = option(help="trained .safetensors that mobilefit wrote", argument=True)
     data: str = option(help="the images it was trained on", argument=True)
+    ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     latency: str = option(help="target here: 2ms, 850us, or 70% of the network's own")
     delta: float = option(0.01, help="least cut of a step, part of the network's latency")
     decay: float = option(1.0, help="factor on delta after each step (NetAdapt's code: 0.96)")
     rule: netadapt.Rule = option("ratio", help="ratio (V3 paper) or accuracy (NetAdapt)")
     tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000)")
-    recipe: str = option("fast", help="of the fine-tuning, at a quarter of its rate")
+    recipe: str | None = option(
+        None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
+    )
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
     device: str = device_option()
     benchmark_model: Path | None = tool_option()
@@ -47,29 +52,28 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     """
     budget = parse_budget(config.latency)
     lab.check_positive(delta=config.delta, decay=config.decay, tune_steps=config.tune_steps)
-    train.recipe(config.recipe)  # a wrong name is told before the images are read
     device.check_target(config.device, config.benchmark_model)
     opened = pretrained.opened(config.weights)
-    network, data = opened.network, load(config.data, seed=config.seed)
-    preset = opened.preset(data)
+    network = opened.network
+    kind = KINDS[network.spec.task]
+    kinds.check_options(kind.task, recipe=config.recipe, ignore=config.ignore_label)
+    data = kinds.loaded(kind, Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+    lab.check_held_out(data)
+    preset = kinds.trained_preset(opened, data, kind)
     run = RunFolder(config.out, "adapt", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
     voice = Voice(quiet=config.quiet)
+    kinds.tell_left_out(data, voice)
     with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
-        seed_ms = run.stage("start", lambda: lab.measured([network.spec], phone)[0].median_ms)
+        seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone))
         table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         table.fitted(network.spec, voice)
-        held = lab.held_out(data, 2000, config.seed)
-        tools = Tools(
-            latency=table.predict,
-            confirm=lab.Confirm(network, seed_ms, phone),
-            tune=lab.tuner(
-                data, preset, lab.recipe_for(config.recipe, None, data), config.tune_steps
-            ),
-            accuracy=lambda candidate: lab.accuracy(candidate, held, preset),
-            images=len(held),
-        )
+        tools = netadapt.tools_for(
+            data.train, lab.held_out(data, 2000, config.seed), preset=preset,
+            recipe=kind.recipe(config.recipe, None, data), steps=config.tune_steps,
+            latency=table.predict, confirm=lab.Confirm(network, seed_ms, phone), task=kind.port,
+        )  # fmt: skip
         settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
                                  decay=config.decay, rule=config.rule)  # fmt: skip
         with run.timed("netadapt"):
@@ -83,13 +87,34 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         preset=preset.to_dict(), classes=data.classes,
     )  # fmt: skip
     record = run.finish({
-        "seed": config.seed, "budget_ms": settings.target_ms, "data": lab.describe(data),
+        "seed": config.seed, "task": kind.task, "budget_ms": settings.target_ms, "data": kinds.described(data),
         "seed_spec": network.spec.to_dict(), "final_spec": spec.to_dict(),
         "steps": found.steps, "latency_ms": found.measured_ms,
     })  # fmt: skip
-    accepted = [r for r in read_jsonl(run.path / "netadapt" / netadapt.LOG)
-                if r["event"] in ("seed", "accepted")]  # fmt: skip
-    for row in accepted:
-        print(f"{row['step']:3d}  {row['what']:<32} {row['measured_ms']:.4f} ms  {row['accuracy']:.2%}")
-    print(f"train it from scratch with --model {run.path / 'adapted.json'}")
+    _tell(run, "" if kind.task == "classify" else f" {kind.score}")
     return record
+
+
+def _tell(run: RunFolder, score: str) -> None:
+    """The accepted steps, and what to do with the result."""
+    for row in read_jsonl(run.path / "netadapt" / netadapt.LOG):
+        if row["event"] in ("seed", "accepted"):
+            print(f"{row['step']:3d}  {row['what']:<32} {row['measured_ms']:.4f} ms  {row['accuracy']:.2%}{score}")
+    print(f"train it from scratch with --model {run.path / 'adapted.json'}")
+
+
+def _measured(spec: NetSpec, budget: Budget, phone: Phone | None) -> float:
+    """Milliseconds of the trained network.
+
+    Raises:
+        InputError: no network made from it meets the budget.
+    """
+    seed_ms = lab.measured([spec], phone)[0].median_ms
+    lowest, target = lab.floor(spec, phone), budget.of(seed_ms)
+    if lowest > target:
+        raise InputError(
+            f"no network made from '{spec.name}' at {lab.pixels(spec)} meets {target:.4g} ms: "
+            f"the lowest reachable is {lowest:.4g} ms",
+            "raise --latency, or train a network at a lower --resolution",
+        )
+    return seed_ms

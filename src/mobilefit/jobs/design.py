@@ -2,7 +2,9 @@
 
 The chain is the paper's: a seed network found by block-wise search (section 4.1), trained, shrunk by
 NetAdapt on measured latency down to the budget (section 4.2), trained from scratch, int8, measurement
-of the very file that is exported. Beside it the hand-made network (the search space's base, or the
+of the very file that is exported. For detection and segmentation it is the same, with the task's head,
+loss and score; a search there trains each network briefly, since shared weights are for classification.
+Beside it the hand-made network (the search space's base, or the
 seed network where one was named) scaled by a width multiplier to the same latency is trained in the
 same way, so that the report can say what the rest was worth.
 """
@@ -11,26 +13,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mobilefit import adapt, device, report
-from mobilefit import search as nas
-from mobilefit.adapt import AdaptSettings, Tools
+from mobilefit import adapt, arch, device, report
+from mobilefit.adapt import AdaptSettings
 from mobilefit.arch import NetSpec
-from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.data import Preset
 from mobilefit.device import Phone
 from mobilefit.errors import InputError, QualityGateError
-from mobilefit.jobs import checks, lab, plan, pretrained, searching
+from mobilefit.jobs import checks, kinds, lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
+from mobilefit.jobs.kinds import KINDS, Kind, Source
 from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
 from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
-from mobilefit.jobs.plan import Plan
+from mobilefit.jobs.plan import Plan, SearchPlan
 from mobilefit.jobs.pretrained import Start
 from mobilefit.jobs.searching import FullTraining, Search, Searching
 from mobilefit.nn import Network, save_weights
 from mobilefit.progress import Voice
 from mobilefit.search import Reward, Space, Supernet
-from mobilefit.train import recipe
+from mobilefit.train import Recipe
 
 SEARCH = "search"
 WIDEST = 150
@@ -43,20 +45,29 @@ WIDTHS_AROUND = 6
 class DesignConfig:
     """Options of ``mobilefit design``."""
 
-    data: str = option(help="folder of class folders, or fashion-mnist", argument=True)
+    data: str = option(help="images: docs/data.md; with boxes: docs/detection.md; with masks: docs/segmentation.md", argument=True)
     latency: str = option(
         help="budget of the int8 network here: 2ms, 850us, or 70% of the seed's (of the space's base)"
     )
-    seed_network: str = option(SEARCH, help="search for one, or a name of the family, or a spec's .json")
+    task: Literal["classify", "detect", "segment"] | None = option(
+        None, help="what the network is for (default: what --seed-network is for)"
+    )
+    seed_network: str = option(
+        SEARCH, help="search for one, or a network's name, or a spec's .json; a classifier's becomes the backbone of --task"
+    )
     space: str = option("mobilenet_v3_small", help="what is searched: see mobilefit search")
     strategy: str = option("rnn", help="of the search: rnn, reinforce, evolution or random")
     reward: str = option("absolute", help="of the search: absolute, soft, soft_small or hard")
     trials: int | None = option(None, help="networks that the search tries (default: by --minutes)")
     top: int = option(1, help="best networks of the search that are trained; NetAdapt takes the winner")
-    resolution: int = option(96, help="side of the network's input, pixels")
+    resolution: int | None = option(
+        None, help="side of the network's input, or its height, pixels (default: 96; detect: 320; segment: by the images)"
+    )
+    columns: int | None = option(None, help="width of the network's input, where it is not square, pixels")
+    ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     minutes: float = option(30.0, help="about how long it may take")
     weights: str | None = option(
-        None, help="pretrained weights of the seed network: torchvision, timm, timm:NAME, or a file"
+        None, help="pretrained weights of the seed network or its backbone: torchvision, timm, timm:NAME, or a file"
     )
     seeds: int = option(1, help="trainings of each compared network, for mean and spread")
     seed: int = option(0, help="of everything random; the first of --seeds")
@@ -69,9 +80,9 @@ class DesignConfig:
     )
     epochs: float | None = option(None, help="of each training (default: by --minutes)")
     recipe: str | None = option(
-        None, help="how to train: fast, finetune, paper (default: finetune with --weights, else fast)"
+        None, help="how to train: docs/recipes.md (default: finetune with --weights, else fast; detect; segment)"
     )
-    max_drop: float = option(1.0, help="most points of accuracy that int8 may lose: more is exit code 3")
+    max_drop: float = option(1.0, help="most points of accuracy, mAP or mIoU that int8 may lose: more is exit code 3")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
     device: str = device_option()
     benchmark_model: Path | None = tool_option()
@@ -95,8 +106,10 @@ def design(config: DesignConfig) -> dict[str, Any]:
     else:
         with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
             lab.check_table(config.table, run.path, phone)
-            data = load(config.data, seed=config.seed)
-            _Chain(config, budget, run, data, voice, phone).run_all()
+            kind = kind_of(config)
+            data = kind.load(Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+            lab.check_held_out(data)
+            _Chain(config, kind, budget, run, data, voice, phone).run_all()
     return _closing(run, config)
 
 
@@ -104,29 +117,47 @@ def default_out(config: DesignConfig) -> Path:
     """A folder that the same command finds again."""
     share = config.latency.replace("%", "pct").replace("/", "_")
     network = config.space if config.seed_network == SEARCH else config.seed_network
-    words = [Path(config.data).name, Path(network).stem, str(config.resolution), share]
+    words = [Path(config.data).name, Path(network).stem, *_size(config), share]
+    words[1:1] = [config.task] if config.task not in (None, "classify") else []
     words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("design-" + "-".join(words))
 
 
+def _size(config: DesignConfig) -> list[str]:
+    if config.resolution is None:
+        return ["96"] if config.task in (None, "classify") else []
+    return [f"{config.resolution}" + (f"x{config.columns}" if config.columns else "")]
+
+
+def kind_of(config: DesignConfig) -> Kind:
+    """The task of a design.
+
+    Raises:
+        InputError: the network that is named is for another.
+    """
+    if config.seed_network == SEARCH:
+        return KINDS[config.task or "classify"]
+    return kinds.kind_for(config.task, spec_of(config.seed_network))
+
+
 def _check(config: DesignConfig) -> None:
     lab.check_positive(
-        resolution=config.resolution, minutes=config.minutes, seeds=config.seeds,
+        resolution=config.resolution, columns=config.columns, minutes=config.minutes, seeds=config.seeds,
         delta=config.delta, tune_steps=config.tune_steps, epochs=config.epochs,
         trials=config.trials, top=config.top,
     )  # fmt: skip
     AdaptSettings(target_ms=1.0, delta=config.delta or 0.01, rule=config.rule)  # late is too late
-    if config.seed_network != SEARCH:
-        spec_of(config.seed_network)
-    elif config.weights is not None:
+    kinds.check_options(
+        kind_of(config).task, recipe=config.recipe, height=config.resolution, width=config.columns,
+        ignore=config.ignore_label,
+    )  # fmt: skip
+    if config.seed_network == SEARCH and config.weights is not None:
         raise InputError(
             f"{config.weights} are one network's weights, and a search tries many",
             "name the network with --seed-network as well",
         )
     searching.check_names(config.space, config.strategy, config.reward)
     device.check_target(config.device, config.benchmark_model)
-    if config.recipe is not None:
-        recipe(config.recipe)
 
 
 def _closing(run: RunFolder, config: DesignConfig) -> dict[str, Any]:
@@ -144,8 +175,9 @@ def _closing(run: RunFolder, config: DesignConfig) -> dict[str, Any]:
         )
     drop = 100 * (final["accuracy_float"] - final["accuracy_int8"])
     if drop > config.max_drop:
+        score = "" if record["task"] == "classify" else f" of {KINDS[record['task']].score}"
         raise QualityGateError(
-            f"int8 loses {drop:.2f} points, more than --max-drop {config.max_drop:g}",
+            f"int8 loses {drop:.2f} points{score}, more than --max-drop {config.max_drop:g}",
             f"mobilefit quantize {run.path / final['files']['float32']} {config.data} --method qat trains "
             "it with the rounding in place",
         )
@@ -156,15 +188,13 @@ class _Chain:
     """The stages of a run, in order; each is done once, whatever interrupts the run."""
 
     def __init__(
-        self, config: DesignConfig, budget: Budget, run: RunFolder, data: ClassificationData,
+        self, config: DesignConfig, kind: Kind, budget: Budget, run: RunFolder, data: Any,
         voice: Voice, phone: Phone | None,
     ) -> None:  # fmt: skip
         self.config, self.budget, self.run, self.data, self.voice = config, budget, run, data, voice
-        self.phone = phone
-        self.space = _space(config, data)
-        begun = self.begun(
-            _family_spec(config, data) if self.space is None else self.space.base, config.seed
-        )
+        self.kind, self.phone = kind, phone
+        self.space = self._space()
+        begun = self.begun(self._family_spec() if self.space is None else self.space.reference, config.seed)
         if begun.note:
             voice(begun.note)
         self.family_spec = begun.network.spec  # with the padding and epsilon of the weights
@@ -216,15 +246,15 @@ class _Chain:
             smallest = self.space.spec(self.space.smallest())
         lowest = lab.floor(smallest, self.phone)
         if lowest > budget_ms:
-            name, least = lab.family_floor(self.family_spec, self.phone)
+            name, least = lab.family_floor(self._family(), self.phone)
             what = self.config.seed_network if self.space is None else f"the space {self.space.name}"
             raise InputError(
-                f"no network made from {what} at {self.config.resolution} px "
+                f"no network made from {what} at {lab.pixels(self.family_spec)} "
                 f"meets {budget_ms:.4g} ms: the lowest reachable is {lowest:.4g} ms; "
                 f"in the whole family {least:.4g} ms, from {name}",
                 "raise --latency or lower --resolution",
             )
-        lab.tell_skipped(self.data, self.voice)
+        kinds.tell_left_out(self.data, self.voice)
         return {
             "fingerprint": self.data.fingerprint, "seed_ms": seed_ms, "budget_ms": budget_ms,
             "floor_ms": lowest,
@@ -235,18 +265,14 @@ class _Chain:
         start, c = self.run.state["start"], self.config
         request = plan.Request(
             minutes=c.minutes, seeds=c.seeds, delta=c.delta, tune_steps=c.tune_steps,
-            epochs=c.epochs, recipe=lab.recipe_for(c.recipe, c.weights, self.data),
+            epochs=c.epochs, recipe=self.kind.recipe(c.recipe, c.weights, self.data),
         )  # fmt: skip
         network = network_for(self.family_spec, None)
-        speed = plan.speed(network, self.data, self.preset, request.recipe)
+        speed = plan.speed(network, self.data, self.preset, request.recipe, self.kind.port)
         seed_ms, budget_ms = start["seed_ms"], start["budget_ms"]
         if self.space is None:
             return plan.make(request, self.data, speed, self.family_spec, seed_ms, budget_ms).to_dict()
-        shared = plan.speed(Supernet(self.space), self.data, self.preset, request.recipe)
-        found = plan.search_with_shared_weights(
-            60 * c.minutes * plan.SEARCH_SHARE, self.space, shared,
-            plan.batch_size(request.recipe, len(self.data.train)), c.trials, c.top,
-        )  # fmt: skip
+        found = self.search_plan(request.recipe, speed)
         left = replace(
             request, minutes=max(0.0, c.minutes - found.seconds / 60), seed_networks=c.top
         )
@@ -254,12 +280,29 @@ class _Chain:
             left, self.data, speed, self.family_spec, plan.ABOVE * budget_ms, budget_ms
         ).with_search(found).to_dict()  # fmt: skip
 
+    def search_plan(self, recipe: Recipe, speed: plan.Speed) -> SearchPlan:
+        """The search's part of the time.
+
+        Args:
+            speed: of the space's base network.
+        """
+        assert self.space is not None
+        c, seconds = self.config, 60 * self.config.minutes * plan.SEARCH_SHARE
+        batch = plan.batch_size(recipe, len(self.data.train))
+        if self.kind.task == "classify":
+            shared = plan.speed(Supernet(self.space), self.data, self.preset, recipe)
+            return plan.search_with_shared_weights(seconds, self.space, shared, batch, c.trials, c.top)
+        held = min(searching.HELD_IMAGES, len(self.data.holdout))
+        steps = plan.proxy_steps(seconds, speed, batch, c.trials, held)
+        return plan.search_by_proxy(seconds, self.space, speed, batch, c.trials, c.top, steps, held, 1)
+
     def search(self, start: dict[str, Any]) -> dict[str, Any]:
         """Block-wise search for a little more than the budget; the best networks trained in full."""
         assert self.space is not None
         reward = Reward(form=self.config.reward, target_ms=plan.ABOVE * start["budget_ms"])
         search = Search(
-            space=self.space, strategy=self.config.strategy, evaluator="supernet", reward=reward,
+            kind=self.kind, space=self.space, strategy=self.config.strategy,
+            evaluator="supernet" if self.kind.task == "classify" else "proxy", reward=reward,
             plan=self.plan.for_search(), recipe=self.plan.recipe(), seed=self.config.seed,
         )  # fmt: skip
         stage = Searching(
@@ -277,7 +320,7 @@ class _Chain:
     def full_training(self) -> FullTraining:
         """How a search's best networks are trained: as every network of the run."""
         return FullTraining(
-            data=self.data, preset=self.preset, recipe=self.plan.recipe(),
+            kind=self.kind, data=self.data, preset=self.preset, recipe=self.plan.recipe(),
             steps=self.plan.train_steps, folder=self.run.path / "train", voice=self.voice,
         )  # fmt: skip
 
@@ -306,8 +349,8 @@ class _Chain:
 
     def begun(self, spec: NetSpec, seed: int) -> Start:
         """What training begins with: the pretrained weights, if there are any."""
-        return pretrained.start(
-            spec, self.config.weights, data=self.data, seed=seed, quiet=self.config.quiet
+        return kinds.begun(
+            self.kind, spec, self.config.weights, self.data, seed=seed, quiet=self.config.quiet
         )
 
     def trained_seed(self) -> Network:
@@ -320,14 +363,12 @@ class _Chain:
         settings = AdaptSettings(
             target_ms=budget_ms, margin=lab.MARGIN, delta=self.plan.delta, rule=self.config.rule
         )
-        held = lab.held_out(self.data, self.plan.held_images, self.config.seed)
-        tools = Tools(
-            latency=self.table.predict,
-            confirm=lab.Confirm(seed_network, seed_ms, self.phone),
-            tune=lab.tuner(self.data, self.preset, self.plan.recipe(), self.plan.tune_steps),
-            accuracy=lambda network: lab.accuracy(network, held, self.preset),
-            images=len(held),
-        )
+        tools = adapt.tools_for(
+            self.data.train, lab.held_out(self.data, self.plan.held_images, self.config.seed),
+            preset=self.preset, recipe=self.plan.recipe(), steps=self.plan.tune_steps,
+            latency=self.table.predict, confirm=lab.Confirm(seed_network, seed_ms, self.phone),
+            task=self.kind.port,
+        )  # fmt: skip
         found = adapt.adapt(
             seed_network, settings, tools, self.run.path / "netadapt", seed=self.config.seed,
             say=self.voice,
@@ -380,9 +421,10 @@ class _Chain:
         budget_ms = self.budget.of(of_family.median_ms)
         self.run.finish({
             "seed": self.config.seed,
+            "task": self.kind.task,
             "budget_ms": budget_ms,
             "budget": self.config.latency,
-            "data": lab.describe(self.data),
+            "data": kinds.described(self.data),
             "seed_spec": self.seed_spec.to_dict(),
             "reference_spec": self.family_spec.to_dict(),
             "search": self.searched,
@@ -391,9 +433,8 @@ class _Chain:
             "results": [row for row, _ in found],
             "final": {
                 **found[chosen][0],
+                **self.kind.record(found[chosen][1], self.data),
                 "latency_float": in_float.to_dict(),
-                "confusion": found[chosen][1].confusion.tolist(),
-                "misclassified": lab.misclassified(found[chosen][1], self.data),
                 "files": names,
                 "parity": parity,
             },
@@ -406,20 +447,30 @@ class _Chain:
 
     def choose(self, entries: list[lab.Entry]) -> int:
         """The adapted network that is best on the held-out images; never by the test set."""
-        kinds = {entry.kind for entry in entries}
-        mine = [i for i, e in enumerate(entries)
-                if e.kind == ("adapted" if "adapted" in kinds else "seed")]  # fmt: skip
-        return max(
-            mine, key=lambda i: lab.accuracy(entries[i].network, self.data.holdout, self.preset)
-        )
+        wanted = "adapted" if any(entry.kind == "adapted" for entry in entries) else "seed"
+        mine = [i for i, entry in enumerate(entries) if entry.kind == wanted]
+        if len(mine) == 1:
+            return mine[0]
+        return max(mine, key=lambda i: lab.accuracy(
+            self.kind.port, entries[i].network, self.data.holdout, self.preset
+        ))  # fmt: skip
 
+    # ---- what it begins with
 
-def _space(config: DesignConfig, data: ClassificationData) -> Space | None:
-    """What is searched; ``None`` where the seed network is named."""
-    if config.seed_network != SEARCH:
-        return None
-    return nas.space(config.space).resolution(config.resolution).classes(len(data.classes))
+    def _space(self) -> Space | None:
+        """What is searched; ``None`` where the seed network is named."""
+        c = self.config
+        if c.seed_network != SEARCH:
+            return None
+        return searching.space_for(self.kind, c.space, self.data, c.resolution, c.columns)
 
+    def _family_spec(self) -> NetSpec:
+        c = self.config
+        return self.kind.network(spec_of(c.seed_network), self.data, c.resolution, c.columns)
 
-def _family_spec(config: DesignConfig, data: ClassificationData) -> NetSpec:
-    return spec_of(config.seed_network).resolution(config.resolution).classes(len(data.classes))
+    def _family(self) -> dict[str, NetSpec]:
+        """Every network of the family, for the same images at the same size."""
+        height, width = self.family_spec.image_shape
+        return {
+            name: self.kind.network(spec, self.data, height, width) for name, spec in arch.FAMILY.items()
+        }

@@ -98,8 +98,7 @@ class Classification:
     def network(
         self, chosen: NetSpec, data: ClassificationData, height: int | None, width: int | None
     ) -> NetSpec:
-        if width not in (None, height):
-            raise InputError("a classifier sees a square", "leave --columns out")
+        _check_shape(self.task, height, width)
         return chosen.resolution(height or 96).classes(len(data.classes))
 
     def preset(self, data: ClassificationData, spec: NetSpec) -> Preset:
@@ -162,8 +161,7 @@ class Segmentation:
         self, chosen: NetSpec, data: SegmentationData, height: int | None, width: int | None
     ) -> NetSpec:
         made = chosen if chosen.task == "segment" else arch.segmenter(chosen)
-        if height is None and width is not None:
-            raise InputError("--columns says how wide the input is, and nothing how high", "give --resolution too")
+        _check_shape(self.task, height, width)
         shape = usual_shape(data.size) if height is None else (height, width)
         return made.classes(len(data.classes)).resolution(*shape)
 
@@ -208,13 +206,34 @@ def usual_shape(size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def check_options(
+    task: Task, *, recipe: str | None, ignore: Sequence[int], height: int | None = None,
+    width: int | None = None,
+) -> None:  # fmt: skip
+    """What can be told of a task's options before the images are read.
+
+    Raises:
+        InputError: there is no such recipe, or one of them is for another task.
+    """
+    if recipe is not None:
+        _of_task(recipe, task)
+    if ignore and task != "segment":
+        raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
+    _check_shape(task, height, width)
+
+
+def _check_shape(task: Task, height: int | None, width: int | None) -> None:
+    if task == "classify" and width not in (None, height):
+        raise InputError("a classifier sees a square", "leave --columns out")
+    if task == "segment" and height is None and width is not None:
+        raise InputError("--columns says how wide the input is, and nothing how high", "give --resolution too")
+
+
 def _of_task(name: str, task: Task) -> Recipe:
     found = recipe(name)
     if found.task != task:
         raise InputError(f"recipe '{name}' is for --task {found.task}, not for {task}")
     return found
-
-
 
 
 def loaded(kind: Kind, source: Source) -> Any:
@@ -251,11 +270,32 @@ def trained_preset(opened: pretrained.Opened, data: Any, kind: Kind) -> Preset:
     return kind.preset(data, spec)
 
 
+def begun(
+    kind: Kind, spec: NetSpec, weights: str | None, data: Any, *, seed: int, quiet: bool
+) -> pretrained.Start:
+    """What a training begins with: fresh weights by the seed, or pretrained ones.
+
+    Args:
+        spec: of the task, for the data's classes.
+        weights: see :func:`.pretrained.start` and :func:`.pretrained.start_task`.
+
+    Raises:
+        InputError: from there.
+    """
+    if isinstance(data, ClassificationData):
+        return pretrained.start(
+            spec, weights, data=data, resolution=spec.input_size, seed=seed, quiet=quiet
+        )
+    usual = kind.preset(data, spec)
+    return pretrained.start_task(spec, weights, usual, data.classes, seed=seed, quiet=quiet)
+
+
 def tell_left_out(data: Data, voice: Voice) -> None:
     """Say what of the data set is not used."""
     if data.skipped:
         first = data.skipped[0]
-        voice(f"{len(data.skipped)} bad files are left out; the first: {first.path} ({first.why})")
+        what = "bad image files" if isinstance(data, ClassificationData) else "bad files"
+        voice(f"{len(data.skipped)} {what} are left out; the first: {first.path} ({first.why})")
     if isinstance(data, DetectionData):
         for boxes in data.dropped:
             voice(f"boxes left out: {boxes}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mobilefit import adapt, device, int8, litert
-from mobilefit.arch import FAMILY, NetSpec
-from mobilefit.data import ClassificationData, ImageSet, Preset
+from mobilefit import adapt, device
+from mobilefit.arch import NetSpec
+from mobilefit.data import ClassificationData, Preset
+from mobilefit.data.detection import DetectionData
+from mobilefit.data.segmentation import SegmentationData
 from mobilefit.data.splits import stratified
 from mobilefit.device import Latency, LatencyTable, Phone
 from mobilefit.errors import InputError
-from mobilefit.jobs.model import Exported, input_shape, int8_for_timing
+from mobilefit.jobs.model import Exported, int8_for_timing, value_of
 from mobilefit.nn import Network, load_network
 from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
-from mobilefit.train import Evaluation, Recipe, evaluate, fit, recipe
+from mobilefit.train import Evaluation, Recipe, fit, recipe
+from mobilefit.train.task import Task
 
 TABLE = "latency_table.json"
 MARGIN = 0.02
@@ -45,49 +48,70 @@ def recipe_for(name: str | None, weights: object | None, data: ClassificationDat
     """The recipe of that name, else the one for pretrained weights or for none.
 
     On tiny images the mild augmentation takes the light one's place.
+
+    Raises:
+        InputError: it is for another task.
     """
     found = recipe(name or usual_recipe(weights))
+    if found.task != "classify":
+        raise InputError(f"recipe '{name}' is for --task {found.task}, not for classify")
     return replace(found, augment="mild") if data.tiny and found.augment == "light" else found
 
 
 def train(
-    network: Network, data: ClassificationData, preset: Preset, recipe: Recipe, *, steps: int,
+    network: Network, data: Any, preset: Preset, recipe: Recipe, *, task: Task, steps: int,
     seed: int, folder: Path, label: str | None,
 ) -> None:  # fmt: skip
-    """Train in place, going on from the folder's checkpoint if there is one."""
+    """Train in place, going on from the folder's checkpoint if there is one.
+
+    Args:
+        data: of the task's kind, with its ``train`` and ``holdout``.
+        task: whose loss and score.
+    """
     fit(
-        network, data.train, preset=preset, recipe=recipe, validation=held_out(data, 2000, seed),
+        network, data.train, preset=preset, recipe=recipe, task=task, validation=held_out(data, 2000, seed),
         seed=seed, steps=steps, out=folder, resume=True, progress=label,
         checkpoint_every=max(1, steps // 20),
     )  # fmt: skip
 
 
-def tuner(
-    data: ClassificationData, preset: Preset, recipe: Recipe, steps: int
-) -> Callable[[Network, int], None]:
-    """NetAdapt's short-term fine-tuning: the training recipe at a quarter of its rate."""
-    short = replace(
-        recipe, lr=recipe.lr / 4, warmup_epochs=0.0, ema_decay=None, bn_momentum=0.1,
-        schedule="cosine",
-    )  # fmt: skip
+def held_out(data: Any, most: int, seed: int) -> Any:
+    """Held-out images to decide by: all, or ``most`` of them.
 
-    def tune(network: Network, seed: int) -> None:
-        fit(network, data.train, preset=preset, recipe=short, steps=steps, seed=seed)
-
-    return tune
-
-
-def held_out(data: ClassificationData, most: int, seed: int) -> ImageSet:
-    """Held-out images to decide by: all, or ``most`` of them in the classes' proportions."""
+    Of images with a class each in the classes' proportions, chosen by the seed; of others spread evenly
+    over the set.
+    """
     count = len(data.holdout)
     if count <= most:
         return data.holdout
-    return data.holdout.subset(stratified(data.holdout.labels, most / count, seed)[1])
+    if isinstance(data, ClassificationData):
+        return data.holdout.subset(stratified(data.holdout.labels, most / count, seed)[1])
+    return data.holdout.subset(np.linspace(0, count - 1, most).round().astype(np.int64))
 
 
-def accuracy(network: Network, images: ImageSet, preset: Preset) -> float:
-    """Top-1, 0 to 1."""
-    return evaluate(network, images, preset).top1
+def check_held_out(data: Any) -> None:
+    """See that networks can be chosen by the held-out images.
+
+    Raises:
+        InputError: there are none, or they hold nothing to be found.
+    """
+    held, hint = data.holdout, "add training images"
+    if not len(held):
+        raise InputError(f"{data.name} has no held-out images, which networks are chosen by", hint)
+    there = held.counts.sum() if isinstance(data, DetectionData) else 1
+    if isinstance(data, SegmentationData):
+        there = held.pixels[:-1].sum()
+    if not there:
+        what = "box" if isinstance(data, DetectionData) else "labelled pixel"
+        raise InputError(
+            f"the {len(held)} held-out images of {data.name} have no {what}: no network can be chosen by them",
+            f"{hint}, or divide them by another --seed",
+        )
+
+
+def accuracy(task: Task, network: Network, images: Any, preset: Preset) -> float:
+    """Top-1, or the score of another task: 0 to 1."""
+    return task.evaluate(network, images, preset).row()[task.score]
 
 
 def last_step(folder: Path, seed_network: Network) -> Network:
@@ -116,6 +140,12 @@ def measured(specs: Sequence[NetSpec], phone: Phone | None = None) -> list[Laten
     return side_by_side([int8_for_timing(spec) for spec in specs], phone)
 
 
+def pixels(spec: NetSpec) -> str:
+    """The size of a network's input, in words: its side, or height and width."""
+    height, width = spec.image_shape
+    return f"{height} px" if height == width else f"{height}x{width} px"
+
+
 def narrowest(spec: NetSpec) -> NetSpec:
     """Every width that NetAdapt may shrink at its least."""
     for group in adapt.groups(spec):
@@ -128,12 +158,10 @@ def floor(spec: NetSpec, phone: Phone | None = None) -> float:
     return measured([narrowest(spec)], phone)[0].median_ms
 
 
-def family_floor(like: NetSpec, phone: Phone | None = None) -> tuple[str, float]:
-    """The network of the family that can become fastest at this size, and its milliseconds."""
-    specs = [narrowest(s.resolution(like.input_size).classes(like.head.num_classes))
-             for s in FAMILY.values()]  # fmt: skip
-    latencies = measured(specs, phone)
-    found = dict(zip(FAMILY, (latency.median_ms for latency in latencies), strict=True))
+def family_floor(specs: Mapping[str, NetSpec], phone: Phone | None = None) -> tuple[str, float]:
+    """The network that can become fastest, by its name, and its milliseconds."""
+    latencies = measured([narrowest(spec) for spec in specs.values()], phone)
+    found = dict(zip(specs, (latency.median_ms for latency in latencies), strict=True))
     name = min(found, key=lambda key: found[key])
     return name, found[name]
 
@@ -150,10 +178,8 @@ class Confirm:
         self._phone = phone
 
     def __call__(self, network: Network) -> float:
-        blob = int8.with_random_ranges(
-            litert.compile(network.eval(), input_shape(network.spec))
-        )
-        found, reference = side_by_side([blob, self._reference], self._phone)
+        mine = int8_for_timing(network.spec)  # as it is shipped; a latency needs no weights
+        found, reference = side_by_side([mine, self._reference], self._phone)
         return found.median_ms * self._nominal / reference.median_ms
 
 
@@ -180,10 +206,10 @@ class OpenTable:
         """Loaded, or else built for the networks made from ``spec``."""
         source = self.path if self.path.exists() else self.given
         if source is not None:
-            self._table = LatencyTable.load(source, worker=self.phone)
+            self._table = LatencyTable.load(source, worker=self.phone, file=int8_for_timing)
         else:
             voice("building the latency table")
-            self._table = LatencyTable.build(spec, worker=self.phone)
+            self._table = LatencyTable.build(spec, worker=self.phone, file=int8_for_timing)
         self._table.save(self.path)
         return self
 
@@ -231,14 +257,14 @@ class Entry:
 
 def result(
     entry: Entry, files: Exported, latency: Latency
-) -> tuple[dict[str, Any], Evaluation]:
-    """An entry's row in the record, and what its int8 file makes of the test images."""
+) -> tuple[dict[str, Any], Any]:
+    """An entry's row in the record, and the evaluation of its int8 file on the test images."""
     int8 = files.found["int8"]
     cost = entry.network.spec.cost()
     row = {
         "label": entry.label, "kind": entry.kind, "seed": entry.seed,
-        "latency": latency.to_dict(), "accuracy_int8": int8.top1,
-        "accuracy_float": files.found["float32"].top1,
+        "latency": latency.to_dict(), "accuracy_int8": value_of(int8),
+        "accuracy_float": value_of(files.found["float32"]),
         "params": cost.params, "madds": cost.madds, "spec_id": entry.network.spec.id,
     }  # fmt: skip
     return row, int8
@@ -267,7 +293,7 @@ def _counts(data: ClassificationData, part: str) -> list[int]:
     return counts
 
 
-def check_unchanged(fingerprint: str, data: ClassificationData, path: Path) -> None:
+def check_unchanged(fingerprint: str, data: Any, path: Path) -> None:
     """See that a resumed run has the images that it was begun with.
 
     Raises:
@@ -277,13 +303,6 @@ def check_unchanged(fingerprint: str, data: ClassificationData, path: Path) -> N
         raise InputError(
             f"the images of {data.name} changed since {path} was begun", "choose another --out"
         )
-
-
-def tell_skipped(data: ClassificationData, voice: Voice) -> None:
-    """Say how many files were left out."""
-    if data.skipped:
-        first = data.skipped[0]
-        voice(f"{len(data.skipped)} bad image files are left out; the first: {first.path} ({first.why})")
 
 
 def misclassified(found: Evaluation, data: ClassificationData) -> list[dict[str, Any]]:

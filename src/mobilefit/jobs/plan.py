@@ -15,13 +15,15 @@ from torch import nn
 
 from mobilefit import adapt, train
 from mobilefit.arch import NetSpec
-from mobilefit.data import ClassificationData, Preset
+from mobilefit.data import Preset
 from mobilefit.device import units
 from mobilefit.jobs import lab
 from mobilefit.search import Space
 from mobilefit.search.search import BATCH
 from mobilefit.search.supernet import SCORE_IMAGES
 from mobilefit.train import Recipe
+from mobilefit.train.classify import Classify
+from mobilefit.train.task import Task
 
 DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
 """The V3 paper's step, and larger ones for when time is short."""
@@ -37,12 +39,16 @@ CUT = 1.3
 """About how much more than the least a NetAdapt step cuts, since widths go in steps of eight."""
 HELD_IMAGES = 2000
 ROW_SECONDS = 0.2
+SCENE_ROW_SECONDS = 0.5
+"""Of a detector or segmenter: its maps are larger, and its head is cut out of the whole network."""
 SEARCHED_ROW_SECONDS = 0.13
 SEARCH_SHARE = 0.35
 """Of the whole time, for a search in front of the rest."""
 ABOVE = 1.2
 """A search aims at this times the budget: NetAdapt then has something to trim, as in the paper, where
 the seeds took about 80 ms and the finished network 66."""
+PROXY_STEPS = (20, 100)
+"""Least and most of a trial's own training where the plan chooses: below, networks are told apart by luck."""
 MOST_TRIALS = 8000
 """About as many as MnasNet's search sampled."""
 FOCUS = 0.7
@@ -151,7 +157,8 @@ class Plan:
             return ""
         found = self.for_search()
         first = f"warm up shared weights for {found.warmup_steps} steps, then " * bool(found.warmup_steps)
-        return f"search for a seed network: {first}{found.trials} trials"
+        each = f" of {found.proxy_steps} training steps" * bool(found.proxy_steps)
+        return f"search for a seed network: {first}{found.trials} trials{each}"
 
     def _seeds_told(self) -> str:
         if self.search is None:
@@ -167,19 +174,24 @@ def _duration(seconds: float) -> str:
 
 
 def speed(
-    network: nn.Module, data: ClassificationData, preset: Preset, recipe: Recipe
+    network: nn.Module, data: Any, preset: Preset, recipe: Recipe, task: Task | None = None
 ) -> Speed:
-    """Time a few training steps of a network, which is spoilt, and a few evaluations."""
+    """Time a few training steps of a network, which is spoilt, and a few evaluations.
+
+    Args:
+        task: whose kind the data are; ``None``: classification.
+    """
+    task = task or Classify()
     batch = batch_size(recipe, len(data.train))
     short = replace(recipe, batch_size=batch, ema_decay=None)
     steps, seconds = 3, 0.0
     while seconds < PROBE_SECONDS:  # the first ones choose kernels and fill caches
-        found = train.fit(network, data.train, preset=preset, recipe=short, steps=steps)
+        found = train.fit(network, data.train, preset=preset, recipe=short, task=task, steps=steps)
         steps, seconds = 3 * steps, found.seconds
     images = lab.held_out(data, 4 * batch, 0)
-    train.logits_of(network, images, preset)
+    task.evaluate(network, images, preset)
     began = time.perf_counter()
-    train.logits_of(network, images, preset)
+    task.evaluate(network, images, preset)
     return Speed(
         training=found.images_per_second, evaluation=len(images) / (time.perf_counter() - began)
     )
@@ -191,7 +203,7 @@ def batch_size(recipe: Recipe, images: int) -> int:
 
 
 def make(
-    request: Request, data: ClassificationData, found: Speed, spec: NetSpec, seed_ms: float,
+    request: Request, data: Any, found: Speed, spec: NetSpec, seed_ms: float,
     budget_ms: float,
 ) -> Plan:  # fmt: skip
     """Divide the time between the trainings, which get two thirds, and NetAdapt."""
@@ -206,7 +218,8 @@ def make(
     def adapt_steps(delta: float) -> int:
         return math.ceil(over / (CUT * delta))
 
-    table = FIXED_SECONDS + shrink * ROW_SECONDS * groups * (5 + adapt_steps(0.03))
+    row = ROW_SECONDS if spec.task == "classify" else SCENE_ROW_SECONDS
+    table = FIXED_SECONDS + shrink * row * groups * (5 + adapt_steps(0.03))
     left = max(0.0, 60 * request.minutes - table - export)
     train_share = 1 - ADAPT_SHARE * shrink
     per_epoch = max(1, len(data.train) // batch)
@@ -261,11 +274,29 @@ def search_by_proxy(
     seconds: float, space: Space, found: Speed, batch: int, trials: int | None, top: int,
     proxy_steps: int, held_images: int, workers: int,
 ) -> SearchPlan:  # fmt: skip
-    """As many trials of that many training steps each as fit."""
+    """As many trials of that many training steps each as fit.
+
+    Args:
+        held_images: that each is scored on.
+        workers: trials at a time.
+    """
     one = (proxy_steps * batch / found.training + held_images / found.evaluation) / workers
     return _most_trials(seconds, space, one, trials, lambda n, taken: SearchPlan(
         trials=n, proxy_steps=proxy_steps, top=top, seconds=taken,
     ))  # fmt: skip
+
+
+def proxy_steps(
+    seconds: float, found: Speed, batch: int, trials: int | None, held_images: int
+) -> int:
+    """How long a trial may train, within :data:`PROXY_STEPS`, so that two batches of them fit the time.
+
+    Args:
+        trials: as many, in the place of two batches.
+    """
+    one = seconds / (trials or 2 * BATCH) - held_images / found.evaluation
+    least, most = PROXY_STEPS
+    return max(least, min(most, int(one * found.training / batch)))
 
 
 def _most_trials(

@@ -9,11 +9,13 @@ from typing import Any, Literal
 from mobilefit import device, report
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
-from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.data import Preset
 from mobilefit.device import Phone
 from mobilefit.errors import InputError
-from mobilefit.jobs import lab, plan, searching
+from mobilefit.jobs import kinds, lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
+from mobilefit.jobs.kinds import KINDS, Kind, Source
+from mobilefit.jobs.model import network_for, value_of
 from mobilefit.jobs.options import device_option, option, parse_budget, tool_option
 from mobilefit.jobs.plan import SearchPlan
 from mobilefit.jobs.searching import FullTraining, Search, Searching
@@ -21,7 +23,7 @@ from mobilefit.nn import save_weights
 from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
 from mobilefit.search import Reward, SearchSettings, Space, Supernet
-from mobilefit.train import Recipe, evaluate, recipe
+from mobilefit.train import Recipe
 
 TABULAR = "tabular"
 TABULAR_TRIALS = 2000
@@ -34,23 +36,34 @@ class SearchConfig:
     """Options of ``mobilefit search``."""
 
     data: str = option(
-        help="folder of class folders, fashion-mnist, or tabular: a known table, no images",
+        help="images: docs/data.md; with boxes: docs/detection.md; with masks: docs/segmentation.md; "
+             "or tabular: a known table, no images",
         argument=True,
     )
     latency: str = option(help="target of the int8 network here: 2ms, or 70% of the space's base network")
+    task: Literal["classify", "detect", "segment"] = option(
+        "classify", help="what the networks are for: of detect and segment the backbones are searched"
+    )
     space: str = option("mobilenet_v3_small", help="mnasnet, mnasnet_a1, mobilenet_v3_small, or a space's .json")
     strategy: str = option("rnn", help="rnn (LSTM controller, PPO), reinforce, evolution or random")
-    evaluator: Literal["supernet", "proxy"] = option(
-        "supernet", help="shared weights, or a short training of each network"
-    )
+    evaluator: Literal["supernet", "proxy"] | None = option(
+        None, help="supernet: shared weights; proxy: a short training of each network "
+                   "(default: supernet; detect, segment: proxy)"
+    )  # fmt: skip
     reward: str = option("absolute", help="absolute (aims at the target), soft, soft_small or hard")
     trials: int | None = option(None, help="networks to try (default: by --minutes; tabular: 2000)")
-    resolution: int = option(96, help="side of the network's input, pixels")
+    resolution: int | None = option(
+        None, help="side of the network's input, or its height, pixels (default: 96; detect: 320; segment: by the images)"
+    )
+    columns: int | None = option(None, help="width of the network's input, where it is not square, pixels")
+    ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     minutes: float = option(30.0, help="about how long it may take")
-    proxy_steps: int = option(100, help="training steps of a trial of --evaluator proxy")
+    proxy_steps: int = option(100, help="training steps of a trial of the proxy")
     top: int = option(3, help="best networks that are trained fully at the end")
     epochs: float | None = option(None, help="of each full training (default: by --minutes)")
-    recipe: str | None = option(None, help="how to train: fast, finetune, paper (default: fast)")
+    recipe: str | None = option(
+        None, help="how to train: docs/recipes.md (default: fast; detect; segment)"
+    )
     workers: int = option(1, help="proxy trials at a time here, on Ray (pip install 'mobilefit[cluster]')")
     cluster: str | None = option(None, help="HOST:PORT of a Ray cluster, or auto: as many proxy trials at a time as it has room for")
     trial_cpus: float = option(1.0, help="CPUs of a trial on Ray: it trains with as many threads")
@@ -85,8 +98,10 @@ def search(config: SearchConfig) -> dict[str, Any]:
     else:
         with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
             lab.check_table(config.table, run.path, phone)
-            data = load(config.data, seed=config.seed)
-            _Run(config, space, run, data, voice, phone).run_all()
+            kind = KINDS[config.task]
+            data = kind.load(Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+            lab.check_held_out(data)
+            _Run(config, kind, run, data, voice, phone).run_all()
     return _closing(run)
 
 
@@ -94,20 +109,28 @@ def default_out(config: SearchConfig) -> Path:
     """A folder that the same command finds again."""
     share = config.latency.replace("%", "pct").replace("/", "_")
     words = [Path(config.data).name, Path(config.space).stem, config.strategy, share]
+    words += [config.task] if config.task != "classify" else []
     words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("search-" + "-".join(words))
 
 
 def _check(config: SearchConfig) -> None:
     lab.check_positive(
-        resolution=config.resolution, minutes=config.minutes, trials=config.trials, top=config.top,
+        resolution=config.resolution, columns=config.columns, minutes=config.minutes, trials=config.trials, top=config.top,
         epochs=config.epochs, proxy_steps=config.proxy_steps, workers=config.workers,
         trial_cpus=config.trial_cpus,
     )  # fmt: skip
     searching.check_names(config.space, config.strategy, config.reward)
-    if config.recipe is not None:
-        recipe(config.recipe)
-    if config.evaluator != "proxy" and (config.workers > 1 or config.cluster):
+    kinds.check_options(
+        config.task, recipe=config.recipe, height=config.resolution, width=config.columns,
+        ignore=config.ignore_label,
+    )  # fmt: skip
+    if config.task != "classify" and config.evaluator == "supernet":
+        raise InputError(
+            f"--evaluator supernet is for classification, not for --task {config.task}: heads share no weights",
+            "leave it out: proxy, a short training of each network, is then the default",
+        )
+    if _evaluator(config) != "proxy" and (config.workers > 1 or config.cluster):
         raise InputError(
             "--workers and --cluster spread the proxy's trials; shared weights are one training",
             "add --evaluator proxy",
@@ -125,8 +148,14 @@ def _check(config: SearchConfig) -> None:
             "--trial-cpus and --trial-gpus are for trials on Ray", "add --workers or --cluster"
         )
     device.check_target(config.device, config.benchmark_model)
+    if config.data == TABULAR and config.task != "classify":
+        raise InputError("a table of known accuracies is of classifiers", "leave --task out")
     if config.data == TABULAR and config.device != "host":
         raise InputError("a table of known latencies has its device", "leave --device out")
+
+
+def _evaluator(config: SearchConfig) -> str:
+    return config.evaluator or ("supernet" if config.task == "classify" else "proxy")
 
 
 def _tabular(
@@ -179,15 +208,14 @@ class _Run:
     """The stages of a search on images; each is done once, whatever interrupts the run."""
 
     def __init__(
-        self, config: SearchConfig, space: Space, run: RunFolder, data: ClassificationData,
-        voice: Voice, phone: Phone | None,
-    ) -> None:  # fmt: skip
+        self, config: SearchConfig, kind: Kind, run: RunFolder, data: Any, voice: Voice, phone: Phone | None
+    ) -> None:
         self.config, self.run, self.data, self.voice = config, run, data, voice
-        self.phone = phone
-        self.space = space.resolution(config.resolution).classes(len(data.classes))
-        self.preset: Preset = data.preset(config.resolution)
+        self.kind, self.phone = kind, phone
+        self.space = searching.space_for(kind, config.space, data, config.resolution, config.columns)
+        self.preset: Preset = kind.preset(data, self.space.reference)
         self.table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
-        self.recipe: Recipe = lab.recipe_for(config.recipe, None, data)
+        self.recipe: Recipe = kind.recipe(config.recipe, None, data)
 
     def run_all(self) -> None:
         """Everything, and the record at the end."""
@@ -198,9 +226,9 @@ class _Run:
         found = SearchPlan(**planned["search"])
         reward = Reward(form=self.config.reward, target_ms=start["target_ms"])
         with self.run.timed("table"):
-            self.table.fitted(self.space.base, self.voice)
+            self.table.fitted(self.space.reference, self.voice)
         search = Search(
-            space=self.space, strategy=self.config.strategy, evaluator=self.config.evaluator,
+            kind=self.kind, space=self.space, strategy=self.config.strategy, evaluator=_evaluator(self.config),
             reward=reward, plan=found, recipe=replace(self.recipe, batch_size=planned["batch"]),
             seed=self.config.seed, measure=self.config.measure, workers=self.config.workers,
             cluster=self.config.cluster, trial_cpus=self.config.trial_cpus,
@@ -211,7 +239,7 @@ class _Run:
         )
         searched = self.run.stage("search", stage.run)
         training = FullTraining(
-            data=self.data, preset=self.preset,
+            kind=self.kind, data=self.data, preset=self.preset,
             recipe=replace(self.recipe, batch_size=planned["batch"]), steps=planned["train_steps"],
             folder=self.run.path / "train", voice=self.voice,
         )  # fmt: skip
@@ -222,27 +250,28 @@ class _Run:
 
     def start(self) -> dict[str, Any]:
         """Measure the base network, and see that the space can meet the target."""
-        base_ms = lab.measured([self.space.base], self.phone)[0].median_ms
+        base_ms = lab.measured([self.space.reference], self.phone)[0].median_ms
         target_ms = parse_budget(self.config.latency).of(base_ms)
         searching.check_space(self.space, target_ms, self.phone)
-        lab.tell_skipped(self.data, self.voice)
+        kinds.tell_left_out(self.data, self.voice)
         return {"fingerprint": self.data.fingerprint, "base_ms": base_ms, "target_ms": target_ms}
 
     def make_plan(self, target_ms: float) -> dict[str, Any]:
         """Divide the time between the search and the full trainings."""
         c = self.config
         batch = plan.batch_size(self.recipe, len(self.data.train))
-        network = Supernet(self.space, c.seed)
-        found = plan.speed(network, self.data, self.preset, self.recipe)
+        classifies = self.kind.task == "classify"
+        network = Supernet(self.space, c.seed) if classifies else network_for(self.space.reference)
+        found = plan.speed(network, self.data, self.preset, self.recipe, self.kind.port)
         seconds = 60 * c.minutes * (1 - TRAINING_SHARE)
-        if c.evaluator == "supernet":
+        if _evaluator(c) == "supernet":
             search = plan.search_with_shared_weights(
                 seconds, self.space, found, batch, c.trials, c.top
             )
         else:
             search = plan.search_by_proxy(
                 seconds, self.space, found, batch, c.trials, c.top, c.proxy_steps,
-                searching.HELD_IMAGES, c.workers,
+                min(searching.HELD_IMAGES, len(self.data.holdout)), c.workers,
             )  # fmt: skip
         per_epoch = max(1, len(self.data.train) // batch)
         left = max(0.0, 60 * c.minutes - search.seconds) / c.top
@@ -262,28 +291,28 @@ class _Run:
         """The winner's files, the record, the report."""
         spec, entry = searching.winner(searched), searching.winning_entry(searched)
         network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]), self.config.seed)
-        found = evaluate(network, self.data.test, self.preset)
+        found = self.kind.port.evaluate(network, self.data.test, self.preset)
         network.spec = spec
         write_atomic(self.run.path / "seed.json", spec.to_json() + "\n")
         save_weights(
             network, self.run.path / "model.safetensors", preset=self.preset.to_dict(),
             classes=self.data.classes,
         )  # fmt: skip
-        self.table.ensure([spec, self.space.base])
+        reference = self.space.reference
+        self.table.ensure([spec, reference])
         cost = spec.cost()
         row = {
             "label": spec.name, "kind": "seed", "seed": self.config.seed,
-            "accuracy_float": found.top1, "params": cost.params, "madds": cost.madds,
+            "accuracy_float": value_of(found), "params": cost.params, "madds": cost.madds,
             "spec_id": spec.id,
         }  # fmt: skip
         timed = {**row, "latency": {"median_ms": entry["measured_ms"]}}
         self.run.finish({
-            "seed": self.config.seed, "data": lab.describe(self.data), "search": searched, "recipe": training.recipe.to_dict(),
+            "seed": self.config.seed, "task": self.kind.task, "data": kinds.described(self.data), "search": searched, "recipe": training.recipe.to_dict(),
             "best_reward": searched["best_reward"], "final_spec": spec.to_dict(),
-            "reference_spec": self.space.base.to_dict(), "results": [timed],
-            "final": {**row, "confusion": found.confusion.tolist(),
-                      "misclassified": lab.misclassified(found, self.data)},
-            "layers": {"before": self.table.layer_rows(self.space.base),
+            "reference_spec": reference.to_dict(), "results": [timed],
+            "final": {**row, **self.kind.record(found, self.data)},
+            "layers": {"before": self.table.layer_rows(reference),
                        "after": self.table.layer_rows(spec)},
         })  # fmt: skip
         report.write_report(self.run.path)
@@ -304,7 +333,8 @@ def _closing(run: RunFolder) -> dict[str, Any]:
             print(f"{mark} {entry['label']}  {entry['measured_ms']:.4f} ms "
                   f"(predicted {entry['predicted_ms']:.4f})  {entry['full_accuracy']:.2%} held out, "
                   f"{entry['proxy_accuracy']:.2%} in the search")  # fmt: skip
-        print(f"{record['final']['accuracy_float']:.2%} on the test images")
+        score = "" if record["task"] == "classify" else f" {KINDS[record['task']].score}"
+        print(f"{record['final']['accuracy_float']:.2%}{score} on the test images")
         print(run.path / "model.safetensors")
     print(f"design with it: --seed-network {run.path / 'seed.json'}")
     print(run.path / "report.html")

@@ -11,10 +11,11 @@ from typing import Any
 from mobilefit import device
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
-from mobilefit.data import ClassificationData, Preset
+from mobilefit.data import Preset
 from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import lab
+from mobilefit.jobs.kinds import Kind
 from mobilefit.jobs.model import network_for
 from mobilefit.jobs.plan import SearchPlan
 from mobilefit.nn import Network, load_network, save_weights
@@ -33,11 +34,13 @@ HELD_IMAGES = 2000
 class Search:
     """What is searched, with what, towards what."""
 
+    kind: Kind
+    """The task."""
     space: Space
-    """At the resolution and number of classes of the run."""
+    """Of the task, at the resolution and number of classes of the run."""
     strategy: str
     evaluator: str
-    """supernet or proxy."""
+    """supernet (classification alone) or proxy."""
     reward: Reward
     plan: SearchPlan
     recipe: Recipe
@@ -68,12 +71,12 @@ class Searching:
     """
 
     def __init__(
-        self, search: Search, run: Path, data: ClassificationData, preset: Preset,
+        self, search: Search, run: Path, data: Any, preset: Preset,
         table: lab.OpenTable, nominal_ms: float, voice: Voice,
     ) -> None:  # fmt: skip
         self.search, self.folder = search, run / FOLDER
         self.data, self.preset, self.table, self.voice = data, preset, table, voice
-        self.reference, self.nominal_ms = search.space.base, nominal_ms
+        self.reference, self.nominal_ms = search.space.reference, nominal_ms
 
     def run(self) -> dict[str, Any]:
         """Search, score the best again, measure the very best: the record's part, plain JSON values."""
@@ -123,7 +126,7 @@ class Searching:
             ))  # fmt: skip
         task = nas.ProxyTask(
             train_set=self.data.train, held_out=held, preset=self.preset, recipe=s.recipe,
-            steps=s.plan.proxy_steps, seed=s.seed,
+            steps=s.plan.proxy_steps, seed=s.seed, task=s.kind.port,
         )  # fmt: skip
         if not s.on_ray:
             return nas.Proxy(task)
@@ -185,6 +188,22 @@ def check_names(space: str, strategy: str, reward: str) -> None:
     Reward(form=reward, target_ms=1.0)
 
 
+def space_for(kind: Kind, name: str, data: Any, height: int | None, width: int | None) -> Space:
+    """The space of a name or file for some images: of networks of the task, of their classes and size.
+
+    Args:
+        height, width: of the input, pixels; ``None``: what is usual.
+
+    Raises:
+        InputError: a size that the task has not, or no head fits to the space's networks.
+    """
+    found = nas.space(name)
+    base = kind.network(found.base, data, height, width)
+    if kind.task == "classify":
+        return found.resolution(base.input_size).classes(base.head.num_classes)
+    return found.for_task(kind.task, base.head.num_classes, *base.image_shape)
+
+
 def check_space(space: Space, target_ms: float, phone: Phone | None = None) -> None:
     """See that the space has a network within the target.
 
@@ -195,7 +214,7 @@ def check_space(space: Space, target_ms: float, phone: Phone | None = None) -> N
     if smallest > target_ms:
         raise InputError(
             f"no network of the space '{space.name}' meets {target_ms:.4g} ms at "
-            f"{space.base.input_size} px: the nearest, its smallest, takes {smallest:.4g} ms",
+            f"{lab.pixels(space.reference)}: the nearest, its smallest, takes {smallest:.4g} ms",
             "raise --latency, lower --resolution, or widen the space: fewer layers, smaller filters",
         )
 
@@ -204,7 +223,8 @@ def check_space(space: Space, target_ms: float, phone: Phone | None = None) -> N
 class FullTraining:
     """How every network of a run is trained in full."""
 
-    data: ClassificationData
+    kind: Kind
+    data: Any
     preset: Preset
     recipe: Recipe
     steps: int
@@ -229,8 +249,8 @@ class FullTraining:
             self.voice(f"training {label}, seed {seed}")
             network = network_for(spec, None, seed=seed) if initial is None else initial()
             lab.train(
-                network, self.data, self.preset, self.recipe, steps=self.steps, seed=seed,
-                folder=folder, label=self.voice.label(f"{label}, seed {seed}"),
+                network, self.data, self.preset, self.recipe, task=self.kind.port, steps=self.steps,
+                seed=seed, folder=folder, label=self.voice.label(f"{label}, seed {seed}"),
             )  # fmt: skip
             save_weights(network, weights, preset=self.preset.to_dict(), classes=self.data.classes)
             for needless in (CHECKPOINT, BEST):
@@ -249,7 +269,7 @@ def fully_trained(
     top = []
     for entry in found["top"]:
         network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]), seed)
-        accuracy = lab.accuracy(network, training.data.holdout, training.preset)
+        accuracy = lab.accuracy(training.kind.port, network, training.data.holdout, training.preset)
         top.append(entry | {
             "full_accuracy": accuracy, "reward_full": reward(accuracy, entry["measured_ms"]),
         })  # fmt: skip

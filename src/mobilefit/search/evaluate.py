@@ -31,7 +31,7 @@ class Outcome:
 
     number: int
     accuracy: float | None
-    """Top-1, 0 to 1; ``None``: it failed."""
+    """Top-1, or the score of another task (mAP@0.5, mIoU): 0 to 1; ``None``: it failed."""
     error: str | None = None
     """Why it failed, one line."""
     seconds: float = 0.0

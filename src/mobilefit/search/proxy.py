@@ -1,22 +1,25 @@
 """The proxy task: each network trained briefly from scratch, scored on held-out images.
 
-MnasNet trains each sample for 5 of ImageNet's epochs (section 5); here a number of steps.
+MnasNet trains each sample for 5 of ImageNet's epochs (section 5); here a number of steps. Detectors and
+segmenters are trained with their heads, and scored by mAP and mIoU.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from mobilefit.arch import NetSpec
-from mobilefit.data import ImageSet, Preset, batches
+from mobilefit.data import Preset
 from mobilefit.nn import Network, build
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
-from mobilefit.train import Recipe, evaluate, fit, recalibrate_bn
+from mobilefit.train import Recipe, fit, recalibrate_bn
+from mobilefit.train.classify import Classify
+from mobilefit.train.task import Task
 
 STATISTICS_BATCHES = 8
 """Batches that a network's batch norms are set to after its short training."""
@@ -26,38 +29,43 @@ STATISTICS_BATCHES = 8
 class ProxyTask:
     """The training that stands for the full one."""
 
-    train_set: ImageSet
-    held_out: ImageSet
+    train_set: Any
+    """Of the task's kind, an ``ImageSet`` say."""
+    held_out: Any
     """Set apart from training; never the test images."""
     preset: Preset
     recipe: Recipe
     steps: int
     seed: int
+    task: Task = field(default_factory=Classify)
 
     def accuracy(self, spec: NetSpec) -> float:
-        """Top-1 on the held-out images after the short training; the same for the same network."""
+        """The task's score on the held-out images after the short training; the same for the same network."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = build(spec)
         fit(
-            network, self.train_set, preset=self.preset, recipe=self.recipe, steps=self.steps,
-            seed=self.seed,
+            network, self.train_set, preset=self.preset, recipe=self.recipe, task=self.task,
+            steps=self.steps, seed=self.seed,
         )  # fmt: skip
-        recalibrated(network, self.train_set, self.preset, self.recipe)
-        return evaluate(network, self.held_out, self.preset).top1
+        recalibrated(network, self.train_set, self.preset, self.recipe, self.task)
+        return self.task.evaluate(network, self.held_out, self.preset).row()[self.task.score]
 
 
 def recalibrated(
-    network: Network, train_set: ImageSet, preset: Preset, recipe: Recipe
+    network: Network, train_set: Any, preset: Preset, recipe: Recipe, task: Task | None = None
 ) -> Network:
     """A network with the statistics of a few training batches in the place of its running ones.
 
     These follow a short training only from afar: after 25 steps most networks were at chance by them.
+
+    Args:
+        task: whose kind the images are; ``None``: classification.
     """
-    found = batches(
-        train_set, preset, recipe.batch_size, train=True, augment=recipe.augmentation
-    )
-    recalibrate_bn(network, (images for images, _ in itertools.islice(found, STATISTICS_BATCHES)))
+    as_used = replace(recipe, train_scale=1.0, repeats=1, balance="none")
+    feed = (task or Classify()).feed(train_set, preset, as_used, seed=0)
+    count = min(STATISTICS_BATCHES, max(1, len(train_set) // recipe.batch_size))
+    recalibrate_bn(network, (feed(step)[0] for step in range(count)))
     return network
 
 

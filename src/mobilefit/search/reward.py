@@ -53,7 +53,7 @@ class Reward:
         """The reward.
 
         Args:
-            accuracy: top-1, 0 to 1.
+            accuracy: top-1, or the score of another task: 0 to 1.
             latency_ms: milliseconds, above 0.
         """
         form, ratio = FORMS[self.form], latency_ms / self.target_ms

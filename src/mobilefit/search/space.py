@@ -7,6 +7,9 @@ have 432^15 = 3.4e39.
 
 A *decision* is one choice with its options, a *token* the index of the option taken, and a network is
 a tuple of tokens. :meth:`Space.spec` and :meth:`Space.tokens` go from one to the other and back.
+
+What is searched is a classifier. For detection and segmentation (:meth:`Space.for_task`) each one
+becomes the backbone of SSDLite or LR-ASPP, by the rules of :mod:`mobilefit.arch.flavours`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mobilefit import arch
-from mobilefit.arch import Block, Conv, NetSpec
+from mobilefit.arch import Block, Conv, NetSpec, Task
 from mobilefit.arch.rows import Activation, Skip
 from mobilefit.arch.spec import from_mapping
 from mobilefit.errors import InputError, did_you_mean, unknown
@@ -91,6 +94,27 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Becoming:
+    """What the networks of a space become the backbones of."""
+
+    task: Task
+    """detect or segment."""
+    num_classes: int
+    height: int
+    """Of the input, pixels."""
+    width: int
+
+    def __call__(self, backbone: NetSpec) -> NetSpec:
+        """The detector or segmenter on a classifier's layers.
+
+        Raises:
+            InputError: the head does not fit: the network ends at another stride than 32.
+        """
+        made = arch.detector(backbone) if self.task == "detect" else arch.segmenter(backbone)
+        return made.classes(self.num_classes).resolution(self.height, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """A set of networks.
 
@@ -100,6 +124,7 @@ class Space:
         stems: options of the stem.
         blocks: the searched blocks, in order.
         tails: options of the tail.
+        becoming: what is made of each network; ``None``: they are classifiers.
 
     Raises:
         InputError: an option that cannot be built, or two networks that could not be told apart; the
@@ -111,6 +136,7 @@ class Space:
     stems: tuple[Stem, ...]
     blocks: tuple[BlockChoices, ...]
     tails: tuple[Tail, ...]
+    becoming: Becoming | None = None
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -144,6 +170,33 @@ class Space:
         """The space for ``number`` classes."""
         return replace(self, base=self.base.classes(number))
 
+    def for_task(self, task: Task, num_classes: int, height: int, width: int) -> Space:
+        """The space of detectors or segmenters with these networks as backbones.
+
+        Args:
+            task: detect or segment.
+            num_classes: real ones: a detector's background is not counted.
+            height, width: of the input, pixels.
+
+        Raises:
+            InputError: no head fits to a network of the space.
+        """
+        made = replace(self, becoming=Becoming(
+            task=task, num_classes=num_classes, height=height, width=width
+        ))  # fmt: skip
+        made.spec([0] * len(made.sizes))
+        return made
+
+    @property
+    def task(self) -> Task:
+        """What its networks are for."""
+        return self.base.task if self.becoming is None else self.becoming.task
+
+    @property
+    def reference(self) -> NetSpec:
+        """The base network as the space's networks are: with the task's head."""
+        return self.base if self.becoming is None else self.becoming(self.base)
+
     def chosen(self, tokens: Sequence[int]) -> dict[str, Any]:
         """The value of every decision by name, those with one option included.
 
@@ -168,6 +221,8 @@ class Space:
             InputError: a token too many or too few, or out of range.
         """
         made = self._built(tokens, self.name)
+        if self.becoming is not None:
+            made = self.becoming(made)
         return replace(made, name=f"{self.name}_{made.id}")
 
     def _built(self, tokens: Sequence[int], name: str) -> NetSpec:
@@ -187,7 +242,7 @@ class Space:
         )
 
     def tokens(self, spec: NetSpec) -> Tokens:
-        """The tokens of a network of this space: the inverse of :meth:`spec`. The name is not looked at.
+        """The tokens of a classifier of this space: the inverse of :meth:`spec`. The name is not looked at.
 
         Raises:
             InputError: the network is not in the space.
@@ -259,8 +314,11 @@ class Space:
     # ---- files
 
     def to_dict(self) -> dict[str, Any]:
-        """The space as plain JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        """The space as plain JSON values; ``becoming`` only where it is set, since a space's file has none."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.becoming is None:
+            del plain["becoming"]
+        return plain
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Space:
@@ -282,6 +340,11 @@ class Space:
                 raise InputError(f"the space lacks the field '{key}'")
         base = value["base"]
         base = arch.spec(base) if isinstance(base, str) else NetSpec.from_dict(base)
+        if base.task != "classify":
+            raise InputError(
+                f"the space's base '{base.name}' is to {base.task}, and classifiers are searched",
+                "name its backbone: with --task each network becomes one of the task",
+            )
         blocks = tuple(
             _made(BlockChoices, block, f"blocks.{i}") for i, block in enumerate(_list(value, "blocks"))
         )

@@ -29,6 +29,7 @@ from torch.func import functional_call
 
 from mobilefit.arch import NetSpec
 from mobilefit.data import ImageSet, Preset, batch_count, batches
+from mobilefit.errors import InputError
 from mobilefit.nn import Network
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
 from mobilefit.search.space import CHOICES, Space
@@ -55,10 +56,14 @@ class Supernet(nn.Module):
         space: the networks that it holds.
         seed: of the initial weights, and of nothing else: random paths are drawn from torch's global
             random state, which the training loop sets at every step.
+
+    Raises:
+        InputError: the space is of detectors or segmenters.
     """
 
     def __init__(self, space: Space, seed: int = 0) -> None:
         super().__init__()
+        _require_classifiers(space)
         self.space = space
         self.path: Tokens | None = None
         """The path that :meth:`forward` takes; ``None``: a random one each time."""
@@ -114,6 +119,14 @@ class Supernet(nn.Module):
         """The path's modules without weights, and for each weight its key and shape."""
         network = _bare(self.space.spec(path))
         return network, _keys(self.space, path, network)
+
+
+def _require_classifiers(space: Space) -> None:
+    if space.task != "classify":
+        raise InputError(
+            f"shared weights are for classification, and the networks of '{space.name}' are to {space.task}",
+            "evaluate by the proxy: a short training of each",
+        )
 
 
 def _bare(spec: NetSpec) -> Network:
