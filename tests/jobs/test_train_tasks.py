@@ -56,7 +56,10 @@ def test_a_run_has_its_network_its_score_and_its_page(
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1][f"val_{score}"] >= 0
     network = load_network(tmp_path / "run" / "model.safetensors")
     assert network.spec.task == task and network.spec.image_shape == (64, 64)
+    pictures = record["final"]["pictures"]
+    assert pictures["others"] and all(one["truth_jpeg"] and one["found_jpeg"] for one in pictures["others"])
     page = (tmp_path / "run" / "report.html").read_text()
+    assert "truth" in page.lower() and pictures["others"][0]["found_jpeg"][:60] in page
     assert ("mAP@0.5" if task == "detect" else "mIoU") in page and "top-1" not in page
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mobilefit.arch import NetSpec, SegmentationHead, SSDLiteHead
 from mobilefit.data import Preset
 from mobilefit.data.detection import DetectionSet
-from mobilefit.data.scenes import scene_batches
+from mobilefit.data.scenes import prepared, scene_batches
 from mobilefit.data.segmentation import SegmentationSet
 from mobilefit.data.segmentation_augment import eval_sample
 from mobilefit.errors import InputError
@@ -230,9 +230,16 @@ def evaluated_masks(
 ) -> SegmentationEvaluation:
     """mIoU of a segmenter's file, counted on the images' own pixels."""
     metric, file = SegmentationMetric(images.classes), File(blob)
+
+    def found_in(place: int) -> npt.NDArray[np.int64]:
+        pixels, truth = eval_sample(*images.sample(place), preset)
+        (answer,) = ends.answers(through(file, prepared([pixels], preset).numpy()))
+        assert isinstance(answer, np.ndarray)
+        return labels(answer, truth.shape)
+
     for places, batch, truths in scene_batches(images, partial(eval_sample, preset=preset), preset, BATCH):
         answers = ends.answers(through(file, batch.numpy()))
         for place, one, truth in zip(places, answers, truths, strict=True):
             assert isinstance(one, np.ndarray)
             metric.add(labels(one, truth.shape), truth, place)
-    return SegmentationEvaluation(score=metric.result())
+    return SegmentationEvaluation(score=metric.result(), labels=found_in)

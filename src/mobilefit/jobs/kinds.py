@@ -16,7 +16,7 @@ from mobilefit.data import ClassificationData, Preset, load
 from mobilefit.data.detection import DetectionData, load_detection
 from mobilefit.data.segmentation import SegmentationData, load_segmentation
 from mobilefit.errors import InputError
-from mobilefit.jobs import lab, pretrained
+from mobilefit.jobs import drawn, lab, pretrained
 from mobilefit.progress import Voice
 from mobilefit.tasks.detect import Detect, DetectionEvaluation
 from mobilefit.tasks.metrics import record_of
@@ -142,7 +142,7 @@ class Detection:
         return found.score.map50
 
     def record(self, found: DetectionEvaluation, data: DetectionData) -> dict[str, Any]:
-        return record_of(found.score)
+        return {**record_of(found.score), "pictures": drawn.detection_pictures(data.test, found)}
 
 
 class Segmentation:
@@ -176,7 +176,8 @@ class Segmentation:
         return found.score.miou
 
     def record(self, found: SegmentationEvaluation, data: SegmentationData) -> dict[str, Any]:
-        return record_of(found.score)
+        pictures = drawn.segmentation_pictures(data.test, found.score, found.labels, data.palette)
+        return {**record_of(found.score), "pictures": pictures}
 
 
 KINDS: dict[Task, Kind] = {kind.task: kind for kind in (Classification(), Detection(), Segmentation())}

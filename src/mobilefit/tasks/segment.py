@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mobilefit.arch import SegmentationHead
 from mobilefit.data import Preset
 from mobilefit.data.masks import IGNORED, Mask
-from mobilefit.data.scenes import SceneFeed, scene_batches
+from mobilefit.data.scenes import SceneFeed, prepared, scene_batches
 from mobilefit.data.segmentation import SegmentationSet
 from mobilefit.data.segmentation_augment import (
     collate,
@@ -27,7 +28,7 @@ from mobilefit.data.segmentation_augment import (
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
 from mobilefit.tasks.detect import no_mixing
-from mobilefit.tasks.metrics import SegmentationMetric, SegmentationScore
+from mobilefit.tasks.metrics import SegmentationMetric, SegmentationScore, labels_of
 from mobilefit.train.evaluate import evaluating
 from mobilefit.train.loss import Teacher
 from mobilefit.train.ranks import gathered
@@ -45,6 +46,9 @@ class SegmentationEvaluation:
     """How good a segmenter is."""
 
     score: SegmentationScore
+    labels: Callable[[int], npt.NDArray[np.int64]]
+    """What it found in the image at a place, [h, w] of the image's own size: computed anew, while the
+    network has the weights that were evaluated."""
 
     def row(self) -> dict[str, float]:
         """What the history of a training keeps of it."""
@@ -108,14 +112,14 @@ class Segment:
         self, net: nn.Module, images: SegmentationSet, preset: Preset, *, fabric: Fabric | None = None
     ) -> SegmentationEvaluation:
         """mIoU of a network on some images, counted on their own pixels; its mode is restored."""
-        device = next(net.parameters()).device
 
         def run(batch: Tensor) -> Tensor:
-            found: Tensor = net(batch.to(device, memory_format=torch.channels_last))
+            device = next(net.parameters()).device
+            with evaluating(net), torch.no_grad():
+                found: Tensor = net(batch.to(device, memory_format=torch.channels_last))
             return found.float().cpu()
 
-        with evaluating(net), torch.no_grad():
-            return segmented(run, images, preset, fabric)
+        return segmented(run, images, preset, fabric)
 
 
 def segmented(
@@ -134,4 +138,10 @@ def segmented(
     ):
         for place, logits, truth in zip(places, run(batch), truths, strict=True):
             metric.add(logits.numpy(), truth, place)
-    return SegmentationEvaluation(score=SegmentationMetric.joined(gathered(fabric, metric)).result())
+
+    def labels(place: int) -> npt.NDArray[np.int64]:
+        pixels, truth = eval_sample(*images.sample(place), preset)
+        return labels_of(run(prepared([pixels], preset))[0].numpy(), truth.shape)
+
+    score = SegmentationMetric.joined(gathered(fabric, metric)).result()
+    return SegmentationEvaluation(score=score, labels=labels)
