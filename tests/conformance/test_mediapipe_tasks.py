@@ -114,7 +114,7 @@ def test_the_detector_finds_the_modules_boxes(detector: Any, kind: str) -> None:
     encodings, logits = run(network)
     (wanted,) = boxes.detections(
         encodings, logits, boxes.spec_anchors(network.spec), "sigmoid",
-        score_threshold=SURE, max_detections=MOST,
+        score_threshold=SURE, max_detections=MOST, class_wise=False,
     )  # fmt: skip
     assert len(wanted.boxes) == MOST >= len(rows) >= MOST - 2  # what is outside takes one's place
     exact = wanted.boxes * torch.tensor([240, 160, 240, 160])

@@ -284,7 +284,9 @@ def test_boxes_are_those_of_the_module_in_pixels_of_the_picture(boxes: tuple[Pat
     prepared = torch.from_numpy(PRESET.apply(upright).transpose(2, 0, 1)[None].copy())
     with torch.no_grad():
         encodings, logits = network(prepared)
-    wanted = detections(encodings, logits, spec_anchors(network.spec), "sigmoid", score_threshold=0.3)[0]
+    wanted = detections(
+        encodings, logits, spec_anchors(network.spec), "sigmoid", score_threshold=0.3, class_wise=False
+    )[0]
     found = predict(PredictConfig(file=file, images=(tmp_path / "a.png",), score=0.3))[0]["boxes"]
     assert len(found) == len(wanted.scores) > 3
     np.testing.assert_allclose([b["score"] for b in found], wanted.scores.numpy(), atol=1e-3)

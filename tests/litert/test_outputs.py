@@ -122,18 +122,19 @@ def test_boxes_and_scores_of_every_anchor(name, kind, made, worker):
 
 
 @every_detector
-def test_detections_are_those_of_the_module(name, made, worker):
+@pytest.mark.parametrize("class_wise", [True, False])
+def test_detections_are_those_of_the_module(name, class_wise, made, worker):
     network, blob, _, array = made(name)
     scoring = network.spec.head.scoring
     encodings, logits = run(network, array)
     likely = boxes.scores(logits, scoring).flatten().sort(descending=True).values
     chosen = {"score_threshold": float(likely[60] + likely[61]) / 2, "iou_threshold": 0.6, "max_detections": 30}
-    file = with_outputs(blob, network.spec, DetectionOutputs(**chosen))
+    file = with_outputs(blob, network.spec, DetectionOutputs(class_wise=class_wise, **chosen))
     location, category, score, number = worker.outputs(file, array)
     count = int(number[0])
     anchors = boxes.spec_anchors(network.spec)
     # clipped after the suppression, as the operator cannot help doing
-    unclipped = boxes.Rule(candidates=None, clip=False, **chosen)
+    unclipped = boxes.Rule(candidates=None, clip=False, class_wise=class_wise, **chosen)
     wanted = boxes.select(boxes.decode(encodings, anchors)[0], boxes.scores(logits, scoring)[0], unclipped)
     assert 5 <= count <= 30 and location.shape == (1, 30, 4)
     y0, x0, y1, x1 = location[0, :count].T
@@ -151,6 +152,19 @@ def matches(found, labels, scores, wanted):
     same = labels[:, None] == wanted.labels.numpy()
     near = np.abs(scores[:, None] - wanted.scores.numpy()) < 1e-3
     return ((iou > 0.99) & same & near).any(1)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_several_threads_find_the_same(threads, made, worker):
+    """Class by class they do not: the operator passes over the class whose number is that of the threads."""
+    network, blob, _, array = made("v3 small")
+    file = with_outputs(blob, network.spec, DetectionOutputs(score_threshold=0.0, max_detections=200))
+    alone, together = (worker.outputs(file, array, threads=count) for count in (1, threads))
+    assert int(alone[3][0]) > 100
+    count = int(alone[3][0])  # what is behind it means nothing
+    assert int(together[3][0]) == count
+    for one, other in zip(alone[:3], together[:3], strict=True):
+        np.testing.assert_allclose(one[:, :count], other[:, :count], atol=1e-5)
 
 
 def test_suppression_over_all_classes_leaves_each_anchor_its_best_class(made, worker):
@@ -173,7 +187,7 @@ def test_what_is_not_chosen_is_as_published(made):
     assert options["nms_score_threshold"] == pytest.approx(rule.score_threshold)
     assert options["max_detections"] == options["detections_per_class"] == rule.max_detections
     assert [options[f"{side}_scale"] for side in "xywh"] == list(boxes.WEIGHTS)
-    assert options["num_classes"] == 20 and options["use_regular_nms"] is True
+    assert options["num_classes"] == 20 and options["use_regular_nms"] is False
 
 
 def custom_options(blob):
@@ -240,8 +254,9 @@ def test_quantizing_leaves_it_as_it_is(name, outputs, made, worker, images):
     assert read_metadata(once) == read_metadata(with_outputs(small, network.spec, outputs))
     array = images(shape)[:1]
     wanted = worker.outputs(with_outputs(small, network.spec, outputs), array)
+    count = int(wanted[3][0]) if len(wanted) == 4 else None  # what is behind it means nothing
     for found, exact in zip(worker.outputs(once, array), wanted, strict=True):
-        assert np.array_equal(found, exact)
+        assert np.array_equal(found[:, :count] if found.ndim > 1 else found, exact[:, :count] if exact.ndim > 1 else exact)
     quick = with_random_ranges(with_outputs(blob, network.spec, outputs))
     assert [op.name for op in parse(quick).ops] == [op.name for op in parse(once).ops]
 
@@ -260,7 +275,7 @@ def test_the_file_tells_what_its_outputs_are(made):
     said = read_metadata(with_outputs(blob, network.spec, DetectionOutputs(score_threshold=0.2)))
     assert said["a"] == 1 and said["outputs"] == {
         "nms": "file", "score_threshold": 0.2, "iou_threshold": None, "max_detections": None,
-        "class_wise": True,
+        "class_wise": False,
     }  # fmt: skip
 
 

@@ -7,7 +7,18 @@ import numpy as np
 
 from mobilefit.report import class_table, classes, segmentation, tables, write_report
 
-from .example import PLACES, detect_record, record, segment_record, write_task
+from .example import (
+    PLACES,
+    detect_record,
+    record,
+    searched_record,
+    segment_record,
+    task_rows,
+    trials,
+    write_jsonl,
+    write_search,
+    write_task,
+)
 from .test_detection import said, says
 from .test_page import Page, written
 
@@ -37,6 +48,19 @@ def test_the_classes_have_the_colours_of_the_pictures(tmp_path: Path) -> None:
     text = write_report(write_task(tmp_path, content)).read_text()
     assert "url(http" not in text and text.count("background: #56b4e9") == 2  # the usual ones then
     assert "<script" not in text and Page(text).text.count(PLACES[2]) > 3
+
+
+def test_a_search_says_miou_wherever_it_said_accuracy(tmp_path: Path) -> None:
+    content = searched_record(trials()) | {"task": "segment"}
+    content["final"] |= {key: segment_record()["final"][key] for key in ("per_class", "confusion")}
+    write_search(tmp_path, content=content)
+    for path in tmp_path.rglob("metrics.jsonl"):
+        write_jsonl(path, task_rows("val_miou"))
+    page = written(tmp_path)
+    assert "search" in page.sections and "accuracy" not in said(page).lower() and "top-1" not in said(page)
+    for words in ("mIoU from the shared weights", "mIoU in the search (%)", "mIoU, fully trained (%)",
+                  "mIoU on held-out images in the search", "mIoU is the search's own"):  # fmt: skip
+        assert words in said(page), words
 
 
 def test_each_class_the_weakest_first() -> None:

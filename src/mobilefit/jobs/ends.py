@@ -92,13 +92,19 @@ class Ends:
     @property
     def rule(self) -> Rule:
         """Which boxes are detections: the published rule, with the file's own thresholds."""
-        given = self.outputs if isinstance(self.outputs, DetectionOutputs) else DetectionOutputs()
+        given = self.outputs if isinstance(self.outputs, DetectionOutputs) else DetectionOutputs(class_wise=True)
         made = rule(
             detector_head(self.spec).scoring, score_threshold=given.score_threshold,
             iou_threshold=given.iou_threshold, max_detections=given.max_detections,
+            class_wise=given.class_wise,
         )  # fmt: skip
         # The operator looks at all boxes, and clips none.
         return replace(made, clip=False, candidates=None) if self.suppressed else made
+
+    @property
+    def threads(self) -> int:
+        """How many the file is run with: see ``DetectionOutputs.class_wise``."""
+        return 1 if self.suppressed and self.rule.class_wise else 2
 
     @property
     def suppressed(self) -> bool:
@@ -192,9 +198,9 @@ class Served(nn.Module):
         return decode(encodings, self.anchors), scores(logits, self.scoring)
 
 
-def through(file: File, images: Floats) -> list[Floats]:
+def through(file: File, images: Floats, *, threads: int = 2) -> list[Floats]:
     """Every output of a LiteRT file for images ``[n, 3, H, W]``; maps are channels first."""
-    found = file.run(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), threads=2)
+    found = file.run(np.ascontiguousarray(images.transpose(0, 2, 3, 1)), threads=threads)
     return [channels_first(values) for values in found]
 
 
@@ -213,7 +219,7 @@ def evaluated_boxes(
     found: dict[int, Found] = {}
     file = File(blob)
     for places, batch, sizes in scene_batches(images, partial(seen, preset=preset), preset, BATCH):
-        answers = ends.answers(through(file, batch.numpy()))
+        answers = ends.answers(through(file, batch.numpy(), threads=ends.threads))
         for place, one, size in zip(places, answers, sizes, strict=True):
             assert isinstance(one, Detections)
             found[place] = Found.of(one, size)

@@ -338,6 +338,9 @@ class Rule:
     clip: bool
     """Boxes are clipped to the image before they are compared; otherwise after, and those that are
     outside of it are dropped."""
+    class_wise: bool = True
+    """Boxes of one class alone suppress each other; otherwise each anchor has its best class, and all
+    boxes suppress each other."""
 
     def __post_init__(self) -> None:
         problems = [f"{name} is {value}, must be from 0 to 1" for name, value in vars(self).items()
@@ -357,7 +360,7 @@ RULES: dict[Scoring, Rule] = {
 
 def rule(
     scoring: Scoring, *, score_threshold: float | None = None, iou_threshold: float | None = None,
-    max_detections: int | None = None,
+    max_detections: int | None = None, class_wise: bool | None = None,
 ) -> Rule:  # fmt: skip
     """The published rule of a scoring, with what is given in the place of its values.
 
@@ -367,7 +370,7 @@ def rule(
     if scoring not in RULES:
         raise unknown("scoring", scoring, RULES)
     given: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold,
-                             "max_detections": max_detections}  # fmt: skip
+                             "max_detections": max_detections, "class_wise": class_wise}  # fmt: skip
     return replace(RULES[scoring], **{name: value for name, value in given.items() if value is not None})
 
 
@@ -380,7 +383,7 @@ def scores(logits: Tensor, scoring: Scoring) -> Tensor:
 def detections(
     encodings: Tensor, logits: Tensor, anchors: Tensor, scoring: Scoring, *,
     score_threshold: float | None = None, iou_threshold: float | None = None,
-    max_detections: int | None = None,
+    max_detections: int | None = None, class_wise: bool | None = None,
 ) -> list[Detections]:  # fmt: skip
     """The detections of each image, from what the network gives.
 
@@ -389,14 +392,14 @@ def detections(
         logits: ``[n, A, num_classes + 1]``, background first.
         anchors: ``[A, 4]``.
         scoring: of the head; says how, see :data:`RULES`.
-        score_threshold, iou_threshold, max_detections: in the place of the published ones.
+        score_threshold, iou_threshold, max_detections, class_wise: in the place of the published ones.
 
     Raises:
         InputError: a value is out of range.
     """
     chosen = rule(
         scoring, score_threshold=score_threshold, iou_threshold=iou_threshold,
-        max_detections=max_detections,
+        max_detections=max_detections, class_wise=class_wise,
     )  # fmt: skip
     found = decode(encodings.float(), anchors), scores(logits.float(), scoring)
     return [select(boxes, likely, chosen) for boxes, likely in zip(*found)]
@@ -420,13 +423,17 @@ def select(boxes: Tensor, likely: Tensor, chosen: Rule) -> Detections:
     if chosen.candidates is not None and chosen.candidates < len(likely):
         least = likely.topk(chosen.candidates, dim=0).values[-1]
         likely = torch.where(likely >= least, likely, -1.0)
+    if not chosen.class_wise:
+        best = likely.max(1, keepdim=True)
+        likely = torch.full_like(likely, -1.0).scatter(1, best.indices, best.values)
     flat = likely.flatten()
     count, classes = 8 * chosen.max_detections, likely.shape[1]
     while True:  # what is less sure changes nothing about what is surer: mostly a few are enough
         score, order = flat.topk(min(count, len(flat)))
         order = order[score > chosen.score_threshold]
         place, label = order // classes, order % classes
-        kept = batched_nms(boxes[place], flat[order], label, chosen.iou_threshold)
+        group = label if chosen.class_wise else torch.zeros_like(label)
+        kept = batched_nms(boxes[place], flat[order], group, chosen.iou_threshold)
         kept = kept[visible[place[kept]]][: chosen.max_detections]
         if len(kept) == chosen.max_detections or len(order) < count:
             break

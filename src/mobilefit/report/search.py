@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from mobilefit.arch import NetSpec
 from mobilefit.report import drawing, networks, trials, units
 from mobilefit.report.drawing import COLOURS, STYLE
+from mobilefit.report.measures import measure
 from mobilefit.report.tables import Row
 from mobilefit.report.trials import Log, Pair, Point, thinned
 
@@ -29,17 +30,17 @@ def section(record: Row, log: Log) -> dict[str, Any] | None:
     if not (found or log.heading or log.trials):
         return None
     header, rows = trials.top(found)
-    points = log.points
+    points, score = log.points, measure(record).name
     picture, preferences = _networks(record, found), trials.preferences(log)
     return {
-        "told": trials.told(found, log),
+        "told": trials.told(found, log, score),
         "numbers": trials.numbers(found, log),
-        **(_over_trials(found, log, points) if points else {}),
+        **(_over_trials(found, log, points, score) if points else {}),
         "networks": networks.figure(picture) if picture else None,
         "kinds": _kinds(spec for _, spec in picture) if picture else [],
         "preferences": preferences,
         "columns": max((p.column for _, row in preferences for p in row), default=1),
-        "agreement": drawing.inline(figure) if (figure := agreement_figure(found)) else None,
+        "agreement": drawing.inline(figure) if (figure := agreement_figure(found, score)) else None,
         "prediction": _prediction(trials.latencies(found)),
         "correlation": units.number(found.get("rank_correlation")),
         "compared": len(trials.accuracies(found)),
@@ -49,11 +50,11 @@ def section(record: Row, log: Log) -> dict[str, Any] | None:
     }
 
 
-def _over_trials(found: Row, log: Log, points: Sequence[Point]) -> dict[str, Any]:
+def _over_trials(found: Row, log: Log, points: Sequence[Point], score: str) -> dict[str, Any]:
     target = _target(found, log)
     return {
         "trials": drawing.inline(trials_figure(points, target, found)),
-        "front": drawing.inline(front_figure(points, target, _winner(found))),
+        "front": drawing.inline(front_figure(points, target, _winner(found), score)),
         "thinned": len(points) > MAX_POINTS,
     }
 
@@ -158,8 +159,10 @@ def _draw_best(axis: Axes, points: Sequence[Point]) -> None:
                   color=COLOURS["seed"], lw=1.3, label="best so far")  # fmt: skip
 
 
-def front_figure(points: Sequence[Point], target: float | None, winner: Row | None) -> bytes:
-    """The front of accuracy against latency after a third of the trials, two thirds, and all."""
+def front_figure(
+    points: Sequence[Point], target: float | None, winner: Row | None, score: str = "accuracy"
+) -> bytes:
+    """The front of quality, called ``score``, against latency after a third of the trials, two thirds, all."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.8, 4.4), layout="constrained")
         axis = figure.subplots()
@@ -177,7 +180,7 @@ def front_figure(points: Sequence[Point], target: float | None, winner: Row | No
                          label=f"target {units.ms(target)}")  # fmt: skip
         _draw_winner(axis, winner)
         axis.set_xlabel("predicted latency (ms)")
-        axis.set_ylabel("accuracy in the search (%)")
+        axis.set_ylabel(f"{score} in the search (%)")
         _legend(figure, (axis,))
     return drawing.svg(figure, "search-front")
 
@@ -188,8 +191,8 @@ def _draw_winner(axis: Axes, winner: Row | None) -> None:
         axis.plot([x], [100 * y], "D", color=COLOURS["seed"], markersize=7, ls="", label="the winner")
 
 
-def agreement_figure(found: Row) -> bytes | None:
-    """Predicted against measured latency, and accuracy in the search against full training's.
+def agreement_figure(found: Row, score: str = "accuracy") -> bytes | None:
+    """Predicted against measured latency, and quality, called ``score``, in the search against full training's.
 
     Of the best networks, where there are two or more; else ``None``.
     """
@@ -198,7 +201,7 @@ def agreement_figure(found: Row) -> bytes | None:
     if len(latencies) > 1:
         panels.append((latencies, "predicted latency (ms)", "measured latency (ms)", True))
     if len(accuracies) > 1:
-        panels.append((accuracies, "accuracy in the search (%)", "accuracy, fully trained (%)", False))
+        panels.append((accuracies, f"{score} in the search (%)", f"{score}, fully trained (%)", False))
     if not panels:
         return None
     with matplotlib.rc_context(STYLE):

@@ -292,7 +292,7 @@ EVALUATORS = {
 }
 
 
-def told(found: Row, log: Log) -> str | None:
+def told(found: Row, log: Log, score: str = "accuracy") -> str | None:
     """What was searched with what, in a sentence or two; of what is known."""
     heading = log.heading
     strategy, evaluator, form = (
@@ -304,7 +304,7 @@ def told(found: Row, log: Log) -> str | None:
         f"{units.count(trials)} trials" if trials else None,
         f"space {name}{_space_size(heading)}" if name else None,
         f"proposed by {STRATEGIES.get(str(strategy), strategy)}" if strategy else None,
-        f"accuracy from {EVALUATORS.get(str(evaluator), evaluator)}" if evaluator else None,
+        f"{score} from {EVALUATORS.get(str(evaluator), evaluator)}" if evaluator else None,
         f"reward {form}" if form else None,
         f"target {units.ms(target)}" if target else None,
     ]
