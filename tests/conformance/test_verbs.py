@@ -141,7 +141,8 @@ def words_of(verb: str, config: Any) -> list[str]:
         elif value is True:
             words.append(flag(field))
         elif value is not False and value is not None:
-            words += [flag(field), str(value)]
+            for each in value if isinstance(value, tuple) else [value]:
+                words += [flag(field), str(each)]
     return words
 
 

@@ -123,6 +123,14 @@ def test_bad_options_are_one_line(
     assert message in refused(*words(task, tmp_path, tmp_path / "run"), *more)
 
 
+def test_the_command_in_the_record_has_each_ignored_label(tmp_path: Path) -> None:
+    write_masks(tmp_path / "data")
+    assert run(*words("segment", tmp_path, tmp_path / "run", "--ignore-label", 2, "--ignore-label", 9)) == 0
+    record = read_json(tmp_path / "run" / "record.json")
+    assert "--ignore-label 2 --ignore-label 9" in record["command"]
+    assert record["data"]["classes"] == ["ground", "red"]
+
+
 def test_data_of_another_kind_is_one_line(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "data" / "cat").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "data" / "cat" / "a.png")

@@ -154,7 +154,7 @@ def command(verb: str, config: Any) -> str:
         elif value is True:
             words.append(name)
         elif value != field.default:
-            words += [name, str(value)]
+            words += [word for each in (value if isinstance(value, tuple) else (value,)) for word in (name, str(each))]
     return shlex.join(words)
 
 

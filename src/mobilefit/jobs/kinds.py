@@ -177,7 +177,8 @@ class Segmentation:
 
     def record(self, found: SegmentationEvaluation, data: SegmentationData) -> dict[str, Any]:
         pictures = drawn.segmentation_pictures(data.test, found.score, found.labels, data.palette)
-        return {**record_of(found.score), "pictures": pictures}
+        colours = drawn.class_colours(data.classes, data.palette)
+        return {**record_of(found.score), "pictures": pictures, "colours": colours}
 
 
 KINDS: dict[Task, Kind] = {kind.task: kind for kind in (Classification(), Detection(), Segmentation())}
