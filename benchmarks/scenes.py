@@ -34,7 +34,7 @@ RUNS, RESULTS = ROOT / "runs" / "scenes", ROOT / "results" / "scenes"
 PROTOCOL = (
     "mobilefit train; mAP@0.5 or mIoU on all test images, float32 in torch and the int8 file made of it by "
     "calibration alone; latency of both files in one interleaved run, one thread on one core, as they are "
-    "exported (boxes decoded in the file, suppression outside; resized logits); seconds of training as it "
+    "exported (boxes decoded and suppressed in the file; resized logits); seconds of training as it "
     "was, with what else the machine did"
 )
 SEEDS = (1, 2)

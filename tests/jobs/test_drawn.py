@@ -16,7 +16,7 @@ from mobilefit.data.detection import Boxes, load_detection
 from mobilefit.data.segmentation import load_segmentation
 from mobilefit.jobs import drawn
 from mobilefit.jobs.drawn import NARROWEST, class_colours, draw_boxes, draw_mask
-from mobilefit.report.palette import Colour, colours, ink
+from mobilefit.palette import Colour, colours, ink
 from mobilefit.tasks.detect import DetectionEvaluation, Found
 from mobilefit.tasks.metrics import DetectionMetric, SegmentationMetric
 

@@ -19,7 +19,7 @@ from mobilefit.data.masks import IGNORED, Mask
 from mobilefit.data.segmentation import SegmentationSet
 from mobilefit.errors import InputError
 from mobilefit.jobs.frames import CAMERA, Frame, Source, opencv
-from mobilefit.report.palette import Colour, colours, hexadecimal, ink
+from mobilefit.palette import Colour, colours, hexadecimal, ink
 from mobilefit.tasks.detect import DetectionEvaluation, Found
 from mobilefit.tasks.metrics import SHOWN_SCORE, SegmentationScore, confusion_of, iou_of, matching
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mobilefit.errors import InputError
 from mobilefit.jobs.frames import Frame
-from mobilefit.report.palette import colours
+from mobilefit.palette import colours
 
 
 class Masks:

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
+from mobilefit.palette import colours, hexadecimal
 from mobilefit.report import drawing, units
 from mobilefit.report.bench import columns
 from mobilefit.report.drawing import COLOURS, LABEL_SIZE, STYLE
 from mobilefit.report.measures import Row, task_of
-from mobilefit.report.palette import colours, hexadecimal
 
 MAX_NAMED = 7
 """Curves that have names and colours; of more classes, the best and the worst ones."""

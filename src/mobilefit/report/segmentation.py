@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mobilefit.palette import colours, hexadecimal
 from mobilefit.report import units
 from mobilefit.report.bench import columns
 from mobilefit.report.measures import Row, task_of
-from mobilefit.report.palette import colours, hexadecimal
 
 SHOWN = 12
 """Classes in a terminal's table."""
