@@ -105,13 +105,36 @@ def test_the_target_is_reached(seed_network: Network, tmp_path: Path) -> None:
 def test_every_proposal_cuts_enough(seed_network: Network, tmp_path: Path, decay: float) -> None:
     adapt(seed_network, settings(decay=decay), tools(), tmp_path)
     accepted = [*events(tmp_path, "seed"), *events(tmp_path, "accepted")]
+    cuts = [
+        min(0.05 * START * decay**step, row["latency_ms"] - 0.77 * START)
+        for step, row in enumerate(accepted[:-1])
+    ]
+    assert [row["cut_ms"] for row in events(tmp_path, "plan")] == pytest.approx(cuts)
     for row in events(tmp_path, "proposal"):
-        least = 0.05 * START * decay ** (row["step"] - 1)
+        least = cuts[row["step"] - 1]
         saved = accepted[row["step"] - 1]["latency_ms"] - row["latency_ms"]
         assert saved >= least - 1e-9, row
         assert saved < 0.25 * START  # the widest that cuts enough, not the least there is
-    cuts = [row["cut_ms"] for row in events(tmp_path, "plan")]
-    assert cuts == pytest.approx([0.05 * START * decay**i for i in range(len(cuts))])
+
+
+def test_the_last_step_cuts_no_more_than_is_left(seed_network: Network, tmp_path: Path) -> None:
+    """Else a network that is a hair over its target, and can lose no whole delta, would be refused."""
+    found = adapt(seed_network, settings(0.9995, delta=0.99), tools(), tmp_path)
+    assert found.steps == 1 and 0.7 * START < found.latency_ms <= 0.9995 * START
+
+
+def test_a_measurement_over_the_target_is_cut_by_what_it_is_over(
+    seed_network: Network, tmp_path: Path
+) -> None:
+    """The estimate is within it from the start."""
+
+    def confirm(network: Network) -> float:
+        return milliseconds(network.spec) + 0.01 * START
+
+    found = adapt(seed_network, settings(1.0, delta=0.99), tools(confirm=confirm), tmp_path)
+    assert found.steps == 1 and found.measured_ms <= START
+    (plan,) = events(tmp_path, "plan")
+    assert plan["cut_ms"] == pytest.approx(0.01 * START)
 
 
 def test_smaller_cuts_take_more_steps(seed_network: Network, tmp_path: Path) -> None:

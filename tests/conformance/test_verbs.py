@@ -88,7 +88,7 @@ Config = Callable[[World, Path, Path], Any]
 # How a script calls each verb; the third argument is a finished design.
 CONFIGS: dict[str, Config] = {
     "design": lambda w, out, done: DesignConfig(
-        data=str(w.images), latency="75%", seed_network=str(w.spec), resolution=32, epochs=1.0,
+        data=str(w.images), latency="85%", seed_network=str(w.spec), resolution=32, epochs=1.0,
         delta=0.05, tune_steps=2, out=done,
     ),
     "search": lambda w, out, done: SearchConfig(

@@ -1,9 +1,9 @@
 """NetAdapt, as the MobileNetV3 paper changed it (section 4.2; original: arXiv 1804.03230).
 
-From a trained seed network, step by step: every proposal cuts the latency by at least delta and is
-tuned for a few steps from the previous step's weights; the one with the best trade of accuracy for
-latency is taken; until the target is met. The result is a *spec*: the paper then trains it from
-scratch.
+From a trained seed network, step by step: every proposal cuts the latency by at least delta (where
+less is left to the target, by that) and is tuned for a few steps from the previous step's weights; the
+one with the best trade of accuracy for latency is taken; until the target is met. The result is a
+*spec*: the paper then trains it from scratch.
 
 Everything is logged to ``netadapt.jsonl``; a run that was cut off anywhere, also in the middle of
 a step, goes on from there and takes the same steps.
@@ -162,9 +162,7 @@ class _Run:
 
     def done(self) -> bool:
         """Whether the estimate (with its margin) and the measurement are within the target."""
-        last, target = self.accepted, self.settings.target_ms
-        estimate_below = target * (1 - self.settings.margin)
-        return bool(last["latency_ms"] <= estimate_below and last["measured_ms"] <= target)
+        return self._over() <= 1e-9  # a picosecond: rounding
 
     def step_once(self) -> None:
         """Try every proposal, accept the best."""
@@ -180,7 +178,7 @@ class _Run:
         self._accept(proposals, rows, step)
 
     def _plan(self, step: int) -> list[Proposal]:
-        cut = self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1)
+        cut = min(self._least(step), self._over())
         ceiling = self.accepted["latency_ms"] - cut
         proposals = propose(self.network.spec, ceiling, self.tools.latency, self.settings.kinds)
         if not proposals:
@@ -230,6 +228,16 @@ class _Run:
         candidate = transfer(self.network, proposal.spec)
         self.tools.tune(candidate, self.seed * 100_000 + step * 1000 + number)
         return candidate
+
+    def _least(self, step: int) -> float:
+        """The cut that every proposal of a step makes, milliseconds."""
+        return float(self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1))
+
+    def _over(self) -> float:
+        """What is left to cut, milliseconds: the last step cuts no more than that."""
+        last, target = self.accepted, self.settings.target_ms
+        estimate = last["latency_ms"] - target * (1 - self.settings.margin)
+        return float(max(estimate, last["measured_ms"] - target))
 
     def _steps_left(self) -> float:
         over = float(self.accepted["latency_ms"]) - self.settings.target_ms
