@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -171,6 +172,18 @@ def test_squeeze_excite_looks_at_the_whole_map_of_one_image() -> None:
     scale = layer(images) / images
     assert torch.allclose(scale, scale[:, :, :1, :1].expand_as(scale), atol=1e-4)
     assert torch.allclose(layer(images[1:2]), layer(images)[1:2], atol=1e-6)
+
+
+def test_training_computes_the_same_by_faster_means() -> None:
+    torch.manual_seed(0)
+    layer, x = SqueezeExcite(8, 8, "v3").double(), torch.randn(3, 8, 4, 5, dtype=torch.float64)
+    found = []
+    for module in (layer.train(), copy.deepcopy(layer).eval()):
+        image = x.clone().requires_grad_()
+        y = module(image)
+        y.square().sum().backward()
+        found.append([y, image.grad, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(*found)
 
 
 def test_it_comes_after_the_activation_and_before_the_projection() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mobilefit.arch.rows import Activation, BatchNorm, Padding
 from mobilefit.arch.scaling import Excite
+from mobilefit.nn import depthwise
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -16,10 +21,14 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "none": nn.Identity,
 }
 
+BY_RESULT = ("relu", "relu6")
+"""Activations whose gradient follows from their result: only these save memory by working in place.
+Of the others torch would copy the input first, which costs more than a new result."""
+
 
 def activation(name: Activation) -> nn.Module:
     """A new module for the activation."""
-    return nn.Identity() if name == "none" else ACTIVATIONS[name](inplace=True)
+    return nn.Identity() if name == "none" else ACTIVATIONS[name](inplace=name in BY_RESULT)
 
 
 class Conv2d(nn.Conv2d):
@@ -40,16 +49,38 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in, H, W]`` to ``[N, out, ceil(H/stride), ceil(W/stride)]``."""
-        if not self.same or self.stride[0] == 1:
-            return super().forward(x)
-        bottom, right = self._total(x.shape[2]), self._total(x.shape[3])
-        pads = [right // 2, right - right // 2, bottom // 2, bottom - bottom // 2]
-        x = functional.pad(x, pads)
-        return functional.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+        padding = self.padding
+        if self.same and self.stride[0] != 1:
+            bottom, right = self._total(x.shape[2]), self._total(x.shape[3])
+            pads = [right // 2, right - right // 2, bottom // 2, bottom - bottom // 2]
+            x, padding = self._padded(x, pads), (0, 0)
+        if self.training and depthwise.applies(self, x):
+            return depthwise.Depthwise5.apply(x, self.weight, self.stride, padding)  # type: ignore[no-any-return]
+        return functional.conv2d(x, self.weight, None, self.stride, padding, self.dilation, self.groups)
 
     def _total(self, side: int) -> int:
         kernel, stride = self.kernel_size[0], self.stride[0]
         return max((-(-side // stride) - 1) * stride + kernel - side, 0)
+
+    def _padded(self, x: Tensor, pads: list[int]) -> Tensor:
+        if self.training and not torch.compiler.is_compiling():
+            return _Pad.apply(x, pads)  # type: ignore[no-any-return]
+        return functional.pad(x, pads)
+
+
+class _Pad(torch.autograd.Function):
+    """Zeros around a map; its gradient is a part of the one that comes, not a copy of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pads: list[int]) -> Tensor:
+        ctx.pads, ctx.sides = pads, x.shape[2:]
+        return functional.pad(x, pads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (left, _, top, _), (height, width) = ctx.pads, ctx.sides
+        return grad[:, :, top : top + height, left : left + width], None
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -79,6 +110,30 @@ class ConvNormAct(nn.Sequential):
         self.act = activation(act)
 
 
+class GlobalPool(nn.AdaptiveAvgPool2d):
+    """The mean of a map, ``[N, C, H, W]`` to ``[N, C, 1, 1]``.
+
+    In training by a sum, whose gradient torch does not write out for every pixel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
+
+
+class Pixel(nn.Conv2d):
+    """A 1x1 convolution of maps of a single pixel, ``[N, in, 1, 1]`` to ``[N, out, 1, 1]``.
+
+    In training as the matrix product that it is, which convolutions take twice as long for.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return functional.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excite (V3 paper 5.3): scales each channel by a gate seen over the whole map.
 
@@ -87,10 +142,10 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, width: int, reduced: int, gate: Excite) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce = nn.Conv2d(width, reduced, 1)
+        self.pool = GlobalPool(1)
+        self.reduce = Pixel(width, reduced, 1)
         self.act = nn.ReLU(inplace=True)
-        self.expand = nn.Conv2d(reduced, width, 1)
+        self.expand = Pixel(reduced, width, 1)
         self.gate = nn.Hardsigmoid() if gate == "v3" else nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
