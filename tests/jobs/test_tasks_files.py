@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch import nn
 
 from mobilefit.arch import SSDLiteHead
 from mobilefit.data import Preset
+from mobilefit.formats.parity import BOX_TOLERANCES, LABEL_TOLERANCES
 from mobilefit.jobs import checks
 from mobilefit.jobs import export as export_job
 from mobilefit.jobs.ends import Served, labels
@@ -536,6 +539,46 @@ def test_a_file_at_odds_with_its_own_description(world_of: Made, tmp_path: Path,
         assert "is not what it says that it ends with" in refused("predict", file, world_of.pictures[0])
     file.write_bytes(blob[: len(blob) // 2])
     assert str(file) in refused("evaluate", world_of.images, file)
+
+
+# ---- the pages of the documentation
+
+PAGES = {"detect": "detection.md", "segment": "segmentation.md"}
+
+
+@pytest.mark.parametrize("task", PAGES)
+def test_the_commands_of_the_pages_run(
+    task: str, boxes: tuple[Path, Path], masks: tuple[Path, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All but the training, which another network stands for."""
+    images, weights = boxes if task == "detect" else masks
+    (tmp_path / "runs" / "of").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^mobilefit (.+)$", page(task), re.MULTILINE)
+    assert [line.split()[0] for line in lines if not line.startswith("evaluate")] == ["train", "export", "predict", "quantize"]
+    data, out = lines[0].split()[1], lines[0].split()[-1]
+    shutil.copytree(images, data)
+    shutil.copytree(next(images.glob("JPEGImages" if task == "detect" else "val/images")), "pictures")
+    Path(out).mkdir()
+    shutil.copy(weights, Path(out) / "model.safetensors")
+    for line in lines[1:]:
+        less = line.replace("--steps 200", "--steps 1 --max-drop 100 --quiet").split()
+        assert run(*less) == 0, line
+
+
+def test_the_pages_know_the_tolerances() -> None:
+    for kind, limits in BOX_TOLERANCES.items():
+        row = next(line for line in page("detect").splitlines() if line.startswith("|") and f"`{kind}`" in line)
+        assert f"| {limits.iou:g} | {limits.score:g} |" in row and f"| {100 * limits.agreement:g} % |" in row
+        assert ("all anchors" if limits.share == 1 else f"| {100 * limits.share:g} % |") in row
+    text = " ".join(page("segment").split())
+    for kind, share in LABEL_TOLERANCES.items():
+        assert re.search(rf"`{kind}`[^%]* {100 * share:g} %|{100 * share:g} % of the pixels [^%.]*`{kind}`", text), kind
+
+
+def page(task: str) -> str:
+    return (Path(__file__).parents[2] / "docs" / PAGES[task]).read_text()
 
 
 # ---- a network as a table
