@@ -152,11 +152,11 @@ def watch(script: str, arguments: list[str], rule: dict[str, Any], kept: bool, o
 
 
 def _keep(kept: bool) -> None:
-    """With ``False`` our loader decodes every photo for every batch, as if none fitted into memory."""
+    """With ``False`` our loader decodes every photo for every batch, as if there were no room for any."""
     if not kept:
         import mobilefit.data.folder
 
-        vars(mobilefit.data.folder)["KEPT_BYTES"] = 0
+        vars(mobilefit.data.folder)["ROOM"] = 0
 
 
 def alone(

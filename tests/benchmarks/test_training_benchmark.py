@@ -292,7 +292,7 @@ def test_photos_that_are_not_kept_are_decoded_for_every_batch(
 
     decoded = []
     read_image = images.read_image
-    monkeypatch.setattr(folder, "KEPT_BYTES", folder.KEPT_BYTES)  # put back afterwards
+    monkeypatch.setattr(folder, "ROOM", folder.ROOM)  # put back afterwards
     monkeypatch.setattr(images, "read_image", lambda *given: decoded.append(given) or read_image(*given))
     limits = Rule(steps=1, seconds=0.0)
     training_peers._keep(kept)

@@ -165,7 +165,7 @@ def test_the_background_thread_ends_with_the_iterator(grey_set: ImageSet) -> Non
 def test_errors_of_the_background_thread_arrive(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(folder_module, "ROOM", 0)
     train = load(make_folder({"a": 8, "b": 8})).train
     lost = Path(train.names[3])
     lost.unlink()

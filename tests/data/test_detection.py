@@ -199,7 +199,7 @@ def test_photos_beyond_the_memory_are_read_again_and_are_the_same(
 ) -> None:
     root = make_voc(tmp_path, train=4, val=2)
     kept = load_detection(root, holdout=0).train
-    monkeypatch.setattr(detection, "KEPT_BYTES", 24 * 20 * 3 * 2)
+    monkeypatch.setattr(detection, "ROOM", 24 * 20 * 3 * 2)
     read = load_detection(root, holdout=0).train
     for index in range(4):
         for one, other in ((kept.sample(index), read.sample(index)), (kept.working(index), read.working(index))):

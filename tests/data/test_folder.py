@@ -234,7 +234,7 @@ def test_training_pixels_do_not_depend_on_memory(
 ) -> None:
     root = make_folder({"a": 6, "b": 6}, size=(400, 300), ext="jpg")
     in_memory = load(root).train
-    monkeypatch.setattr(folder_module, "KEPT_BYTES", 2 * 256 * 341 * 3)  # the first two fit
+    monkeypatch.setattr(folder_module, "ROOM", 2 * 256 * 341 * 3)  # the first two fit
     from_disk = load(root).train
     kept, read = (part.crops(range(8), 32, whole) for part in (in_memory, from_disk))
     assert np.array_equal(kept, read)

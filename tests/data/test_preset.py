@@ -46,7 +46,7 @@ def test_evaluation_batches_equal_apply(
     ext: str,
     kept_bytes: int,
 ) -> None:
-    monkeypatch.setattr(folder_module, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(folder_module, "ROOM", kept_bytes)
     root = make_folder({"a": 4, "b": 4}, size=size, ext=ext)
     test = load(root).test
     preset = Preset(resolution=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))

@@ -180,11 +180,11 @@ def test_the_same_names_for_other_values_are_another_data_set(root: Path) -> Non
     assert len({data.test.digest for data in (one, other, renamed)}) == 3
 
 
-def test_what_does_not_fit_into_memory_is_decoded_when_used(
+def test_what_there_is_no_room_for_is_decoded_when_used(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = load_segmentation(root)
-    monkeypatch.setattr(segmentation_module, "KEPT_BYTES", 3 * 4 * SIZE[0] * SIZE[1])
+    monkeypatch.setattr(segmentation_module, "ROOM", 3 * 3 * SIZE[0] * SIZE[1])
     data = load_segmentation(root)
     assert data.fingerprint == kept.fingerprint
     for index in range(len(kept.train)):

@@ -28,6 +28,7 @@ out bad when it is used is replaced, with its boxes, by the next good one of its
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections import Counter
@@ -45,9 +46,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
 from mobilefit.data.folder import LOOKED_AT, TEST_FRACTION, check_bad
-from mobilefit.data.images import KEPT_BYTES, Indices, worker_count
+from mobilefit.data.images import Indices, worker_count
 from mobilefit.data.lazy import BAD_FRACTION, TOLD, say, too_many_bad
 from mobilefit.data.preset import Preset
+from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 
 WORKING_SIDE = 640
@@ -149,8 +151,8 @@ class Picture:
     """Width and height in pixels, upright."""
     digest: str
     """SHA-256 of the file; of one not looked at, its size in bytes."""
-    kept: Pixels | None
-    """uint8 [height, width, 3], the short side at most ``WORKING_SIDE``; ``None``: decoded when used."""
+    kept: Kept | None
+    """Uint8 [height, width, 3], the short side at most ``WORKING_SIDE``; ``None``: decoded when used."""
     looked_at: bool
 
     @property
@@ -225,13 +227,13 @@ class Pictures:
 
 def _working(picture: Picture) -> Image.Image:
     if picture.kept is not None:
-        return Image.fromarray(picture.kept)
+        return Image.fromarray(picture.kept.pixels())
     return shrink(read_image(picture.path, WORKING_SIDE), WORKING_SIDE)
 
 
 def _whole(picture: Picture) -> Image.Image:
     if picture.kept is not None and picture.whole:
-        return Image.fromarray(picture.kept)
+        return Image.fromarray(picture.kept.pixels())
     return read_image(picture.path)
 
 
@@ -427,9 +429,9 @@ def _differs(record: Record, picture: Picture) -> str:
 def _seen(records: Sequence[Record]) -> Iterator[Picture | str]:
     """Each record's picture, or why it is bad. Decoding runs outside the GIL."""
     look = _look_at if len(records) <= LOOKED_AT else _glance_at
-    memory = KEPT_BYTES
+    store = Store(ROOM)
 
-    def one(record: Record) -> Picture | str:
+    def one(record: Record) -> tuple[Picture, Pixels | None] | str:
         try:
             return look(record.path)
         except BadImageError as error:
@@ -441,27 +443,29 @@ def _seen(records: Sequence[Record]) -> Iterator[Picture | str]:
 
     with ThreadPoolExecutor(worker_count()) as pool:
         for seen in pool.map(one, records):
-            if isinstance(seen, Picture) and seen.kept is not None:
-                memory -= seen.kept.nbytes
-                if memory < 0:
-                    seen = Picture(path=seen.path, size=seen.size, digest=seen.digest, kept=None, looked_at=True)
-            yield seen
+            if isinstance(seen, str):
+                yield seen
+                continue
+            picture, pixels = seen
+            yield picture if pixels is None else dataclasses.replace(picture, kept=store.keep(pixels))
 
 
-def _look_at(path: Path) -> Picture:
+def _look_at(path: Path) -> tuple[Picture, Pixels]:
+    """Read a picture to the end; what training is to see of it is not kept yet."""
     data = path.read_bytes()
     image, full_size = decode(data, WORKING_SIDE)
     reduced = sorted(image.size) != sorted(full_size)  # a JPEG, decoded at a part of its size
-    return Picture(
+    picture = Picture(
         path=path,
         size=_upright_size(Image.open(io.BytesIO(data))) if reduced else image.size,
         digest=hashlib.sha256(data).hexdigest(),
-        kept=np.asarray(shrink(image, WORKING_SIDE)),
+        kept=None,
         looked_at=True,
     )
+    return picture, np.asarray(shrink(image, WORKING_SIDE))
 
 
-def _glance_at(path: Path) -> Picture:
+def _glance_at(path: Path) -> tuple[Picture, None]:
     """Read no more of a picture than its size."""
     try:
         with Image.open(path) as file:
@@ -472,7 +476,8 @@ def _glance_at(path: Path) -> Picture:
         raise
     except Exception as error:  # headers too raise anything at all on damaged bytes
         raise BadImageError(f"cannot be decoded: {error}") from error
-    return Picture(path=path, size=size, digest=str(path.stat().st_size), kept=None, looked_at=False)
+    picture = Picture(path=path, size=size, digest=str(path.stat().st_size), kept=None, looked_at=False)
+    return picture, None
 
 
 def _upright_size(file: Image.Image) -> tuple[int, int]:

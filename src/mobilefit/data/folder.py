@@ -40,9 +40,8 @@ import numpy.typing as npt
 
 from mobilefit.data import imagenet
 from mobilefit.data.classification import ClassificationData, SkippedFile
-from mobilefit.data.decode import BadImageError
+from mobilefit.data.decode import BadImageError, Pixels
 from mobilefit.data.images import (
-    KEPT_BYTES,
     FileSource,
     ImageSet,
     Indices,
@@ -52,6 +51,7 @@ from mobilefit.data.images import (
 )
 from mobilefit.data.lazy import BAD_FRACTION, LazyFileSource, too_many_bad
 from mobilefit.data.splits import stratified
+from mobilefit.data.store import ROOM, Store
 from mobilefit.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -382,21 +382,20 @@ def not_empty(listing: Listing) -> tuple[Indices, list[SkippedFile]]:
 def _look_at_all(listing: Listing) -> tuple[dict[int, Photo], list[SkippedFile]]:
     """The good photos by their places in the listing, and the bad files."""
     photos: dict[int, Photo] = {}
-    skipped, memory = [], KEPT_BYTES
+    skipped, store = [], Store(ROOM)
     for place, found in enumerate(_looked_at(listing.paths)):
         if isinstance(found, str):
             skipped.append(SkippedFile(path=listing.paths[place], why=found))
             continue
-        assert found.kept is not None
-        memory -= found.kept.nbytes
-        photos[place] = found if memory >= 0 else dataclasses.replace(found, kept=None)
+        photo, pixels = found
+        photos[place] = dataclasses.replace(photo, kept=store.keep(pixels))
     return photos, skipped
 
 
-def _looked_at(paths: Iterable[str]) -> Iterator[Photo | str]:
-    """Each file's photo, or why it is bad. Decoding runs outside the GIL."""
+def _looked_at(paths: Iterable[str]) -> Iterator[tuple[Photo, Pixels] | str]:
+    """Each file's photo and its pixels, or why it is bad. Decoding runs outside the GIL."""
 
-    def one(path: str) -> Photo | str:
+    def one(path: str) -> tuple[Photo, Pixels] | str:
         try:
             return look_at(Path(path))
         except BadImageError as error:
@@ -416,7 +415,7 @@ def _sampled_short_side(listing: Listing, good: Indices) -> int:
         if isinstance(found, str):
             bad.append(SkippedFile(path=path, why=found))
         else:
-            sides.append(min(found.size))
+            sides.append(min(found[0].size))
     check_bad(bad, len(paths), listing.root, "sampled image files")
     return int(np.median(sides))
 

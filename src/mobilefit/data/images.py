@@ -1,4 +1,4 @@
-"""Sets of labelled images, held in memory as 8-bit pixels as far as memory goes.
+"""Sets of labelled images, held as decoded 8-bit pixels as far as there is room.
 
 An :class:`ImageSet` is a view (indices and labels) on a source that holds the pixels, so that
 splits and subsets share them. There are two sources here: one array for tiny images of one size, and
@@ -37,15 +37,13 @@ from mobilefit.data.decode import (
     shrink,
 )
 from mobilefit.data.splits import interleaved_by_class
+from mobilefit.data.store import Kept
 from mobilefit.runs import sha256
 
 Indices = npt.NDArray[np.int64]
 
 KEPT_SIDE = 256
 """Short side in pixels of the decoded photos kept for training: enough for 224 px networks."""
-
-KEPT_BYTES = 2 << 30
-"""Memory for decoded photos (8,000 of 256x341 px); those beyond are decoded for every batch."""
 
 REMEMBERED_BYTES = 1 << 30
 """Memory for the evaluation pixels of photos larger than ``KEPT_SIDE``, in the process that loaded
@@ -96,8 +94,8 @@ class Photo:
 
     path: Path
     sha256: str
-    kept: Pixels | None
-    """uint8 [height, width, 3]; ``None`` where memory did not suffice."""
+    kept: Kept | None
+    """Uint8 [height, width, 3]; ``None``: there was no room."""
     exact: bool
     """The file is no larger than what is kept."""
     size: tuple[int, int]
@@ -125,7 +123,7 @@ class FileSource:
     def working(self, index: int) -> Image.Image:
         photo = self._photos[index]
         if photo.kept is not None:
-            return Image.fromarray(photo.kept)
+            return Image.fromarray(photo.kept.pixels())
         return shrink(read_image(photo.path, KEPT_SIDE), KEPT_SIDE)
 
     def square(self, index: int, resolution: int, crop_fraction: float) -> Pixels:
@@ -147,8 +145,11 @@ class FileSource:
             self._remembered_bytes += pixels.nbytes
 
 
-def look_at(path: Path) -> Photo:
+def look_at(path: Path) -> tuple[Photo, Pixels]:
     """Read and decode a file to the end.
+
+    Returns:
+        what is known of it, and its pixels, of which nothing is kept yet.
 
     Raises:
         BadImageError: it cannot be used; see :func:`mobilefit.data.decode.decode`.
@@ -157,13 +158,14 @@ def look_at(path: Path) -> Photo:
     data = path.read_bytes()
     image, full_size = decode(data, KEPT_SIDE)
     small = shrink(image, KEPT_SIDE)
-    return Photo(
+    photo = Photo(
         path=path,
         sha256=sha256(data),
-        kept=np.asarray(small),
+        kept=None,
         exact=small.size in (full_size, full_size[::-1]),  # EXIF may have turned it
         size=full_size,
     )
+    return photo, np.asarray(small)
 
 
 class ImageSet:

@@ -51,7 +51,7 @@ from mobilefit.data.cityscapes import Files
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode
 from mobilefit.data.folder import TEST_FRACTION, check_bad, image_files
-from mobilefit.data.images import KEPT_BYTES, Indices, worker_count
+from mobilefit.data.images import Indices, worker_count
 from mobilefit.data.masks import (
     CLASSES_FILE,
     IGNORED,
@@ -68,6 +68,7 @@ from mobilefit.data.masks import (
     read_classes,
 )
 from mobilefit.data.splits import stratified
+from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
@@ -122,8 +123,8 @@ class _Seen(NamedTuple):
     """Pixels of each code in the mask."""
     coloured: bool
     digest: str
-    kept: tuple[Pixels, RawMask] | None
-    """``None`` where memory did not suffice."""
+    kept: tuple[Kept, RawMask] | None
+    """``None``: there was no room."""
 
 
 class SegmentationSet:
@@ -331,7 +332,7 @@ def _paired(root: Path, parts: dict[str, tuple[Files, Files]], rows: tuple[Row, 
 
 
 class _Source:
-    """The pixels of a data set, in memory as far as that goes."""
+    """The pixels of a data set, decoded as far as there is room."""
 
     def __init__(self, seen: list[_Seen], labels: Labels, pixels: Indices) -> None:
         self.labels = labels
@@ -344,7 +345,7 @@ class _Source:
     def sample(self, index: int) -> tuple[Image.Image, Mask]:
         """See :meth:`SegmentationSet.sample`."""
         if (kept := self._kept[index]) is not None:
-            return Image.fromarray(kept[0]), kept[1]
+            return Image.fromarray(kept[0].pixels()), kept[1]
         read = _read(self.pairs[index], bool(self.labels.colours))
         if isinstance(read, SkippedFile):
             raise InputError(f"{read.path}, which was good when the data set was loaded: {read.why}")
@@ -354,7 +355,7 @@ class _Source:
         return read.image, self.labels.classes(read.mask)
 
 
-def _classed(kept: tuple[Pixels, RawMask] | None, labels: Labels) -> tuple[Pixels, Mask] | None:
+def _classed(kept: tuple[Kept, RawMask] | None, labels: Labels) -> tuple[Kept, Mask] | None:
     if kept is None:
         return None
     mask = labels.classes(kept[1])
@@ -364,24 +365,26 @@ def _classed(kept: tuple[Pixels, RawMask] | None, labels: Labels) -> tuple[Pixel
 
 def _look_at_all(listing: Listing) -> tuple[list[_Seen], list[SkippedFile]]:
     """Every pair that is good, and all bad files. Decoding runs outside the GIL."""
-    seen, skipped, memory = [], list(listing.lone), KEPT_BYTES
+    seen, skipped, store = [], list(listing.lone), Store(ROOM)
     look = partial(_look_at, coloured=any(row.colour for row in listing.rows or ()))
     with ThreadPoolExecutor(worker_count()) as pool:
         for found in pool.map(look, listing.pairs):
             if isinstance(found, SkippedFile):
                 skipped.append(found)
                 continue
-            memory -= 4 * found.size[0] * found.size[1]
-            seen.append(found if memory >= 0 else found._replace(kept=None))
+            one, image, mask = found
+            kept = store.keep(image)
+            seen.append(one._replace(kept=(kept, mask) if kept else None))
     return seen, skipped
 
 
-def _look_at(pair: Pair, coloured: bool) -> _Seen | SkippedFile:
+def _look_at(pair: Pair, coloured: bool) -> tuple[_Seen, Pixels, RawMask] | SkippedFile:
     read = _read(pair, coloured)
     if isinstance(read, SkippedFile):
         return read
     image, mask, digest = read
-    return _Seen(pair, image.size, _counts(mask), mask.coloured, digest, (np.asarray(image), mask))
+    seen = _Seen(pair, image.size, _counts(mask), mask.coloured, digest, None)
+    return seen, np.asarray(image), mask
 
 
 def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
