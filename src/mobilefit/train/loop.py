@@ -19,6 +19,7 @@ from mobilefit.runs import write_atomic
 from mobilefit.train.checkpoint import CHECKPOINT, Identity
 from mobilefit.train.classify import Classify
 from mobilefit.train.loss import Teacher
+from mobilefit.train.malloc import freed_memory_kept
 from mobilefit.train.plan import Plan, plan_for
 from mobilefit.train.ranks import open_fabric
 from mobilefit.train.recipe import Recipe
@@ -97,7 +98,7 @@ def fit(
     _require_parts(recipe, fabric)
     task.require(net, [train_set] if validation is None else [train_set, validation])
     folder = _open_folder(out, resume, keep) if fabric.is_global_zero or resume else out
-    with borrowed(net, recipe, fabric):
+    with borrowed(net, recipe, fabric), freed_memory_kept(fabric.device.type == "cpu"):
         objective = task.objective(net, train_set, recipe, teacher, fabric.device)
         trainer = Trainer(fabric, net, recipe, plan, seed, objective)
         run = Run(
