@@ -20,6 +20,8 @@ def table(results: list[Result], accuracies: dict[str, Any]) -> Iterator[str]:
         yield from ("", f"## {result['network']} at {result['resolution']}", "")
         yield f"{result['device']}, {result['machine']['date']}. {result['protocol']}."
         yield from ("", *_files(result), "", *_ratios(result))
+        if not result["lowerings"]:
+            continue
         yield from ("", "Lowerings, each but the default in one choice:", "", *_lowerings(result))
         found = accuracies.get(result["network"], {})
         yield from ("", "h-swish against others (the paper's Table 5):", "", *_activations(result, found))

@@ -123,8 +123,29 @@ def _torchvision(network: str, resolution: int) -> tuple[Any, Any]:
     import torchvision
 
     torch.manual_seed(0)
-    module = torchvision.models.get_model(network, weights=None)
+    if network.startswith(("ssdlite", "lraspp")):
+        module = _raw(torchvision.models.get_model(network, weights=None, weights_backbone=None))
+    else:
+        module = torchvision.models.get_model(network, weights=None)
     return settled(module, resolution), torch.randn(1, 3, resolution, resolution)
+
+
+def _raw(model: Any) -> Any:
+    """A segmenter's logits, or what goes into a detector's suppression: the converters take no more."""
+    import torch
+
+    class Raw(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any) -> Any:
+            if not hasattr(self.model, "head"):
+                return self.model(x)["out"]
+            found = self.model.head(list(self.model.backbone(x).values()))
+            return found["bbox_regression"], found["cls_logits"]
+
+    return Raw()
 
 
 def settled(module: Any, resolution: int) -> Any:
@@ -153,7 +174,8 @@ def _onnx_session(path: str, settings: dict[str, str]) -> Any:
     # Bound once, as an application would: a dictionary a call costs a copy.
     binding = session.io_binding()
     binding.bind_cpu_input(entry.name, image)
-    binding.bind_output(session.get_outputs()[0].name)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
     return lambda: session.run_with_iobinding(binding)
 
 
