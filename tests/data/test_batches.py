@@ -47,7 +47,7 @@ def everything(image_set: ImageSet, size: int = 8, **options: object) -> tuple[t
 def test_evaluation_keeps_order_and_every_image(grey_set: ImageSet) -> None:
     values, labels = everything(grey_set, train=False)
     assert values.shape == (53, 3, 16, 16) and values.dtype == torch.float32
-    assert values.is_contiguous() and -1 <= values.min() < values.max() <= 1
+    assert values.is_contiguous(memory_format=torch.channels_last) and -1 <= values.min() < values.max() <= 1
     assert labels.dtype == torch.int64 and labels.tolist() == list(range(53))
 
 

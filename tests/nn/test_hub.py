@@ -22,8 +22,8 @@ import torchvision
 from mobilefit.arch import spec
 from mobilefit.errors import InputError
 from mobilefit.nn import hub
-from mobilefit.nn.classifier import Network
 from mobilefit.nn.hub import PUBLISHED, Model, constants, model, published
+from mobilefit.nn.network import Network
 from mobilefit.nn.weights import mismatches, read_weights, recognised, trained
 
 LARGE, SMALL = spec("mobilenet_v3_large"), spec("mobilenet_v3_small")

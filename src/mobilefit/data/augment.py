@@ -148,8 +148,9 @@ def recoloured(
     """
     if values.shape[1] == 3:
         factor = saturation[:, None, None, None]
-        grey = np.einsum("c,nchw->nhw", _GREY, values)[:, None]
+        grey = (values.transpose(0, 2, 3, 1) @ _GREY) * (1 - factor[..., 0])
         values *= factor
-        values += grey * (1 - factor)
+        for channel in range(3):  # numpy would add three values at a time
+            values[:, channel] += grey
     values += 255 * brightness[:, None, None, None]
     return np.clip(values, 0, 255, out=values)

@@ -64,7 +64,7 @@ def batches(
             several processes compute exactly what one does.
 
     Yields:
-        float32 [n, 3, resolution, resolution], contiguous, and int64 labels [n].
+        float32 [n, 3, resolution, resolution], channels last in memory, and int64 labels [n].
     """
     count = batch_count(len(image_set), batch_size, train=train)
     if train:
@@ -129,7 +129,7 @@ class Feed:
             self._set.ahead(np.concatenate(coming))
 
     def __call__(self, step: int) -> Batch:
-        """Float32 [n, 3, resolution, resolution], contiguous, and int64 labels [n]."""
+        """Float32 [n, 3, resolution, resolution], channels last in memory, and int64 labels [n]."""
         self._look_ahead(step)
         epoch, positions = self._positions(step)
         order, draws = self._epoch(epoch)

@@ -47,7 +47,7 @@ from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
 from mobilefit.data.folder import LOOKED_AT, TEST_FRACTION, check_bad
 from mobilefit.data.images import Indices, worker_count
-from mobilefit.data.lazy import BAD_FRACTION, TOLD, say, too_many_bad
+from mobilefit.data.lazy import BAD_FRACTION, LEAVING_OUT, TOLD, say, too_many_bad
 from mobilefit.data.preset import Preset
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
@@ -213,8 +213,11 @@ class Pictures:
         yield from np.roll(others, -int(np.searchsorted(others, index, "right"))).tolist()
 
     def _leave_out(self, index: int, why: str) -> None:
-        self._bad[index] = True
-        count = len(self.replaced)
+        with LEAVING_OUT:
+            if self._bad[index]:  # another thread was faster
+                return
+            self._bad[index] = True
+            count = len(self.replaced)
         if count <= TOLD:
             say(f"{why}: another picture takes its place")
         if count == TOLD:

@@ -10,7 +10,7 @@ A million images take half a gigabyte: two digests and a thumbnail each.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,14 +130,14 @@ def inspect_folder(root: Path, *, resolution: int, progress: str | None = None) 
         InputError: it is no folder, cannot be read, or its parts cannot be told apart.
     """
     listing = folders.listed(root, folders.find_parts(root))
-    looks = _looked_at(listing, progress)
+    looks = looked_at(listing.paths, progress)
     good = np.flatnonzero(looks.sides)
     refused = _refusals(listing, good, looks)
     divided = _Division(parts=tuple(listing.parts), part=listing.part, sizes={})
     if not refused:
         divided = _divided(listing, good)
     part = divided.part[good]
-    pictures = _Pictures(listing, good, looks, part)
+    pictures = Pictures([listing.paths[int(place)] for place in good], listing.root, looks.only(good), part)
     return Inspection(
         root=str(root),
         refused=refused,
@@ -164,7 +164,7 @@ def inspect_folder(root: Path, *, resolution: int, progress: str | None = None) 
     )
 
 
-def _refusals(listing: Listing, good: Indices, looks: _Looks) -> tuple[str, ...]:
+def _refusals(listing: Listing, good: Indices, looks: Looks) -> tuple[str, ...]:
     """Why the folder cannot be loaded, in loading's own words."""
     bad = [_skipped(listing, looks, place) for place in looks.bad]
     said = [
@@ -228,7 +228,7 @@ def _lacking(listing: Listing) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _skipped(listing: Listing, looks: _Looks, place: int) -> SkippedFile:
+def _skipped(listing: Listing, looks: Looks, place: int) -> SkippedFile:
     return SkippedFile(path=_below(listing, place), why=looks.bad[place])
 
 
@@ -239,7 +239,7 @@ def _below(listing: Listing, place: int) -> str:
 # ---- looking at the files
 
 
-class _Looks(NamedTuple):
+class Looks(NamedTuple):
     """What is kept of the files."""
 
     bad: dict[int, str]
@@ -253,6 +253,10 @@ class _Looks(NamedTuple):
     thumbnails: Pixels
     """[n, 16, 18]"""
 
+    def only(self, good: Indices) -> Looks:
+        """Of these, all of which are good."""
+        return Looks({}, self.sides[good], self.content[good], self.pixels[good], self.thumbnails[good])
+
 
 class _Look(NamedTuple):
     side: int
@@ -261,21 +265,26 @@ class _Look(NamedTuple):
     thumbnail: Pixels
 
 
-def _looked_at(listing: Listing, progress: str | None) -> _Looks:
-    count, bad = len(listing), {}
+def looked_at(paths: Sequence[str], progress: str | None) -> Looks:
+    """Decode every file to its end.
+
+    Args:
+        progress: label of the progress shown on standard error; ``None``: silent.
+    """
+    count, bad = len(paths), {}
     sides, thumbnails = np.zeros(count, np.int32), np.zeros((count, *THUMBNAIL[::-1]), np.uint8)
     digests = np.zeros((2, count), np.uint64)
     with ThreadPoolExecutor(worker_count()) as pool, Progress(count, progress) as bar:
         for begin in range(0, count, CHUNK):
-            paths = listing.paths[begin : begin + CHUNK]
-            for place, found in enumerate(pool.map(_look_at, paths), begin):
+            some = paths[begin : begin + CHUNK]
+            for place, found in enumerate(pool.map(_look_at, some), begin):
                 if isinstance(found, str):
                     bad[place] = found
                     continue
                 sides[place], thumbnails[place] = found.side, found.thumbnail
                 digests[:, place] = np.frombuffer(found.content + found.pixels, np.uint64)
-            bar.update(len(paths))
-    return _Looks(bad, sides, digests[0], digests[1], thumbnails)
+            bar.update(len(some))
+    return Looks(bad, sides, digests[0], digests[1], thumbnails)
 
 
 def _look_at(path: str) -> _Look | str:
@@ -294,20 +303,22 @@ def _look_at(path: str) -> _Look | str:
 # ---- finding the same pictures
 
 
-class _Pictures:
-    """The good images, and which of them are the same.
+class Pictures:
+    """Good images, and which of them are the same.
 
     Args:
-        good: int64 [m], their places in the listing.
-        part: int8 [m].
+        paths: of the files.
+        root: the data set's folder.
+        looks: of these files.
+        part: int8 [n], the part of each.
     """
 
-    def __init__(self, listing: Listing, good: Indices, looks: _Looks, part: npt.NDArray[np.int8]) -> None:
-        self._listing, self._good, self._part = listing, good, part
-        pixels = Sets(looks.pixels[good])
-        near = joined_near(pixels, looks.thumbnails[good], lambda one: listing.paths[int(good[one])])
+    def __init__(self, paths: Sequence[str], root: Path, looks: Looks, part: npt.NDArray[np.int8]) -> None:
+        self._paths, self._root, self._part = paths, root, part
+        pixels = Sets(looks.pixels)
+        near = joined_near(pixels, looks.thumbnails, lambda one: paths[one])
         self._levels: dict[Same, Indices] = {
-            "same bytes": Sets(looks.content[good]).ids(),
+            "same bytes": Sets(looks.content).ids(),
             "same pixels": pixels.ids(),
             "nearly the same": near.ids(),
         }
@@ -339,7 +350,7 @@ class _Pictures:
         return tuple(found)
 
     def _group(self, same: Same, files: Indices) -> Group:
-        names = tuple(_below(self._listing, int(self._good[one])) for one in files)
+        names = tuple(os.path.relpath(self._paths[int(one)], self._root) for one in files)
         return Group(same=same, files=names)
 
 

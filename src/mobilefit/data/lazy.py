@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import multiprocessing
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ BAD_ALWAYS_ALLOWED = 3
 """Bad images that even a small data set may have."""
 TOLD = 20
 """Bad images that are named while a data set is in use; further ones are only counted."""
+LEAVING_OUT = threading.Lock()
+"""Held by the thread that tells of a bad image; of a module, since sources go to other processes."""
 
 
 def too_many_bad(bad: int, count: int) -> bool:
@@ -105,8 +108,11 @@ class LazySource(abc.ABC):
         yield from self.stand_ins(index)
 
     def _leave_out(self, index: int, why: str) -> None:
-        self._bad[index] = True
-        count = len(self.replaced)
+        with LEAVING_OUT:
+            if self._bad[index]:  # another thread was faster
+                return
+            self._bad[index] = True
+            count = len(self.replaced)
         if count <= TOLD:
             say(f"{why}: another image of its class takes its place")
         if count == TOLD:

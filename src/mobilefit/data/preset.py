@@ -90,17 +90,20 @@ class Preset:
         return resample(rgb, centre_box(rgb.size, self.crop_fraction), self.resolution)
 
     def normalise(self, values: Floats) -> Floats:
-        """Values of 0 to 255, [n, 3, h, w], or [n, 1, h, w] for grey, to [n, 3, h, w]; in place."""
-        mean, std = (
-            np.array(triple, np.float32)[:, None, None] for triple in (self.mean, self.std)
-        )
-        if values.shape[1] == 1 and len(set(self.mean)) == len(set(self.std)) == 1:
-            mean, std = mean[:1], std[:1]  # one plane is as good as three, and three times faster
-        elif values.shape[1] == 1:
+        """Values of 0 to 255, [n, 3, h, w], or [n, 1, h, w] for grey, to [n, 3, h, w], channels last in
+        memory; in place, as far as they are so already."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        if len(set(self.mean)) == len(set(self.std)) == 1:
+            values *= 1 / (255 * std[:1])
+            values -= mean[:1] / std[:1]
+            return values if values.shape[1] == 3 else _in_three(values)
+        if values.shape[1] == 1:
             values = _in_three(values)
-        values *= 1 / (255 * std)
-        values -= mean / std
-        return values if values.shape[1] == 3 else _in_three(values)
+        last = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+        rows = last.reshape(*last.shape[:2], -1)  # whole rows at a time: three values are too few
+        rows *= np.tile(1 / (255 * std), last.shape[2])
+        rows -= np.tile(mean / std, last.shape[2])
+        return last.transpose(0, 3, 1, 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -144,9 +147,13 @@ def _triple(values: Any) -> Triple:
 
 
 def planar(pixels: Pixels) -> Floats:
-    """Pixels [n, h, w, c] as float32 [n, c, h, w]."""
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    """Pixels [n, h, w, c] as float32 [n, c, h, w], channels last in memory, as networks are trained on them."""
+    return pixels.astype(np.float32).transpose(0, 3, 1, 2)
 
 
 def _in_three(values: Floats) -> Floats:
-    return np.repeat(values, 3, axis=1)
+    number, _, height, width = values.shape
+    last = np.empty((number, height, width, 3), np.float32)
+    for channel in range(3):
+        last[..., channel] = values[:, 0]
+    return last.transpose(0, 3, 1, 2)

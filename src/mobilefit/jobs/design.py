@@ -209,7 +209,7 @@ class _Chain:
         start = self.run.stage("start", self.start)
         lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
         self.plan = Plan(**self.run.stage("plan", self.make_plan))
-        self.voice(self.plan.told(self.run.path))
+        self.voice(self.plan.told(self.run.path, pretrained=self.config.weights is not None))
         with self.run.timed("table"):
             self.table.fitted(self.family_spec, self.voice)
         seed_ms = start["seed_ms"]

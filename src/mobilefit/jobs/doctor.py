@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ import torch
 from mobilefit import arch, device, litert
 from mobilefit.data import load
 from mobilefit.data.inspect import IMBALANCE, SEED, TINY_CLASS, Group, Inspection, inspect_folder
+from mobilefit.data.inspect_scenes import SceneInspection, inspect_scenes
 from mobilefit.data.shards import is_shards
 from mobilefit.device import adb
 from mobilefit.errors import InputError, MobilefitError, QualityGateError
+from mobilefit.jobs.kinds import KINDS, Source
 from mobilefit.jobs.lab import check_positive
 from mobilefit.jobs.model import input_shape, int8_for_timing, network_for
 from mobilefit.jobs.options import option
@@ -38,8 +40,10 @@ SHOWN_FILES = 4
 class DoctorConfig:
     """Options of ``mobilefit doctor``."""
 
-    data: str | None = option(None, help="images to look through too: folder of class folders", argument=True)
+    data: str | None = option(None, help="images to look through too", argument=True)
+    task: Literal["classify", "detect", "segment"] = option("classify", help="what the images are for: detect: VOC or COCO; segment: images and masks")
     resolution: int = option(96, help="images with a side under this many pixels are told")
+    ignore_label: tuple[int, ...] = option((), help="segment: this value in the masks is no class; may be repeated")
     out: Path = option(Path("."), help="where runs would be written: is there space? With DATA, doctor.json is")
     quiet: bool = option(False, help="show no progress")
 
@@ -55,6 +59,8 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
         QualityGateError: something is wrong; what and what to do is printed.
     """
     check_positive(resolution=config.resolution)
+    if config.ignore_label and config.task != "segment":
+        raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
     facts = machine()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
     print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()))
@@ -128,6 +134,8 @@ def _phones() -> str:
 
 def _images(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
     """Look through a folder; of another data set, which loading has looked at, say how large it is."""
+    if config.task != "classify":
+        return _scenes(source, config, facts)
     if is_shards(source) or not Path(source).is_dir():
         return _loaded(source)
     label = Voice(quiet=config.quiet).label("looking at images")
@@ -136,9 +144,41 @@ def _images(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
     _write(config.out, facts)
     for line in _findings(found):
         print(f"     {line}")
+    _check_falsified(found, config)
+    return _summary(found)
+
+
+def _check_falsified(found: Inspection | SceneInspection, config: DoctorConfig) -> None:
     if found.falsified:
         raise QualityGateError("; ".join(found.falsified), f"all files are in {config.out / REPORT}")
-    return _summary(found)
+
+
+def _scenes(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
+    """Look through a data set of boxes or masks."""
+    data = KINDS[config.task].load(Source(name=source, ignore=config.ignore_label))
+    label = Voice(quiet=config.quiet).label("looking at images")
+    found = inspect_scenes(data, Path(source), resolution=config.resolution, progress=label)
+    facts["images"] = found.to_dict()
+    _write(config.out, facts)
+    for line in _scene_findings(found):
+        print(f"     {line}")
+    _check_falsified(found, config)
+    what = "boxes" if config.task == "detect" else "pixels"
+    sizes = ", ".join(f"{count} {part}" for part, count in found.sizes.items())
+    return (f"{len(data.classes)} classes; {sizes}; {_extremes(found.counts['train'], what)}; "
+            f"{len(found.broken)} bad files; no picture of the test in training")  # fmt: skip
+
+
+def _scene_findings(found: SceneInspection) -> Iterator[str]:
+    yield from _listed("pictures of the test in training too", map(_pictures, found.leaks))
+    yield from _listed("files left out", [f"{file.path}: {file.why}" for file in found.broken])
+    yield from (f"boxes: {what}" for what in found.boxes)
+    for part, groups in found.duplicates.items():
+        yield from _listed(f"{part}: pictures that it has more than once", map(_pictures, groups))
+    for part, names in found.lacking.items():
+        yield from _listed(f"{part}: classes that it lacks", names)
+    for part, names in found.small.items():
+        yield from _listed(f"{part}: images with a side under {found.resolution} px", names)
 
 
 def _loaded(source: str) -> str:
@@ -200,7 +240,7 @@ def _pictures(group: Group) -> str:
     return " = ".join(group.files[:SHOWN_FILES]) + f" and {more} more" * (more > 0) + f" ({group.same})"
 
 
-def _extremes(counts: dict[str, int]) -> str:
+def _extremes(counts: dict[str, int], what: str = "images") -> str:
     least, most = min(filter(None, counts.values())), max(counts.values())
     names = {count: name for name, count in reversed(counts.items())}
-    return f"{names[least]} has {least} images, {names[most]} {most}"
+    return f"{names[least]} has {least} {what}, {names[most]} {most}"

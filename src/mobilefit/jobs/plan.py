@@ -121,7 +121,7 @@ class Plan:
         """How every network of the run is trained."""
         return Recipe(**self.training)
 
-    def told(self, out: Path) -> str:
+    def told(self, out: Path, *, pretrained: bool = False) -> str:
         """The plan in words."""
         what = {
             "table": "build the latency table of this machine",
@@ -130,7 +130,7 @@ class Plan:
                     f"{self.training['batch_size']}, {self.epochs:.1f} epochs",
             "netadapt": f"NetAdapt: about {self.adapt_steps} steps of {self.proposals} proposals, each "
                         f"cutting {self.delta:.1%} or more and tuned for {self.tune_steps} steps",
-            "final": "train the adapted network from scratch" + self._times(),
+            "final": f"train the adapted network {'further' if pretrained else 'from scratch'}{self._times()}",
             "width": f"train the {'seed' if self.search is None else 'hand-made'} network scaled to the "
                      f"same latency alike{self._times()}",
             "export": "quantize, evaluate on the test images, measure, report",

@@ -22,7 +22,7 @@ from mobilefit.errors import InputError
 from mobilefit.nn.layers import Conv2d
 
 if TYPE_CHECKING:
-    from mobilefit.nn.classifier import Network
+    from mobilefit.nn.network import Network
     from mobilefit.nn.weights import Trained
 
 
@@ -149,7 +149,7 @@ def read_backbone(
         InputError: an unreadable file, or an unknown layout.
     """
     from mobilefit.nn import weights  # which imports this module
-    from mobilefit.nn.classifier import Network
+    from mobilefit.nn.network import Network
 
     if isinstance(source, Mapping):
         saved, name = weights.Saved(state=dict(source)), name or "the state dict"

@@ -27,7 +27,7 @@ from mobilefit.arch.spec import NetSpec
 from mobilefit.errors import InputError
 from mobilefit.nn import head_weights
 from mobilefit.nn.blocks import Row
-from mobilefit.nn.classifier import Network, build
+from mobilefit.nn.network import Network, build
 from mobilefit.runs import atomic_file
 
 Rename = Callable[[str], str | None]

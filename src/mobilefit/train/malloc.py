@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 # malloc.h; values from mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 64 << 20}
-"""No block is the system's own, none goes back, and 64 MiB are asked for at a time."""
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 20}
+"""No block is the system's own, none goes back, and a MiB more than is needed is asked for."""
 USUAL = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 << 10, M_TOP_PAD: 128 << 10}
 
 
