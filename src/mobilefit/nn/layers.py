@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mobilefit.arch.rows import Activation, BatchNorm, Padding
 from mobilefit.arch.scaling import Excite
-from mobilefit.nn import depthwise
+from mobilefit.nn import depthwise, recompute
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -108,6 +108,18 @@ class ConvNormAct(nn.Sequential):
         self.conv = Conv2d(inputs, out, kernel, stride, groups, padding, dilation)
         self.norm = nn.BatchNorm2d(out, eps=norm.eps, momentum=norm.momentum)
         self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In training large maps take less memory than layer by layer."""
+        conv, norm, act, *more = self
+        x = conv(x)
+        if self.training and recompute.applies(norm, act, x):
+            x = recompute.norm_hardswish(self.norm, x)
+        else:
+            x = act(norm(x))
+        for layer in more:  # squeeze-and-excite, where a stem or a last convolution has it
+            x = layer(x)
+        return x
 
 
 class GlobalPool(nn.AdaptiveAvgPool2d):
