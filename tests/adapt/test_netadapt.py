@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mobilefit.adapt import AdaptSettings, Tools, adapt, groups, netadapt
+from mobilefit.adapt.proposals import propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.arch import Block, NetSpec, difference
 from mobilefit.errors import InputError
@@ -115,6 +116,21 @@ def test_every_proposal_cuts_enough(seed_network: Network, tmp_path: Path, decay
         saved = accepted[row["step"] - 1]["latency_ms"] - row["latency_ms"]
         assert saved >= least - 1e-9, row
         assert saved < 0.25 * START  # the widest that cuts enough, not the least there is
+
+
+@pytest.mark.parametrize(("delta", "halvings"), [(0.2, 0), (0.3, 1), (0.45, 2)])
+def test_a_cut_that_few_groups_can_make_is_halved(
+    seed_network: Network, tmp_path: Path, delta: float, halvings: int
+) -> None:
+    """Else the one or two that can would be cut to almost nothing, whatever they are worth."""
+    cut = delta * START
+    for _ in range(halvings):
+        assert len(propose(WIDE, START - cut, milliseconds)) < len(groups(WIDE)) / 2
+        cut /= 2
+    adapt(seed_network, settings(0.5, delta=delta), tools(), tmp_path)
+    plan = events(tmp_path, "plan")[0]
+    assert plan["cut_ms"] == pytest.approx(cut)
+    assert len(plan["proposals"]) >= len(groups(WIDE)) / 2
 
 
 def test_the_last_step_cuts_no_more_than_is_left(seed_network: Network, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """NetAdapt, as the MobileNetV3 paper changed it (section 4.2; original: arXiv 1804.03230).
 
-From a trained seed network, step by step: every proposal cuts the latency by at least delta (where
-less is left to the target, by that) and is tuned for a few steps from the previous step's weights; the
-one with the best trade of accuracy for latency is taken; until the target is met. The result is a
-*spec*: the paper then trains it from scratch.
+From a trained seed network, step by step: every proposal cuts the latency by at least delta (less
+where less is left to the target, or where few groups could cut so much) and is tuned for a few steps
+from the previous step's weights; the one with the best trade of accuracy for latency is taken; until
+the target is met. The result is a *spec*: the paper then trains it from scratch.
 
 Everything is logged to ``netadapt.jsonl``; a run that was cut off anywhere, also in the middle of
 a step, goes on from there and takes the same steps.
@@ -30,6 +30,10 @@ LOG = "netadapt.jsonl"
 TOP1 = "val_top1"
 Rule = Literal["ratio", "accuracy"]
 
+USUAL, LEAST = 0.01, 0.001
+"""Cuts, as parts of the seed's latency: the paper's, down to which a larger one is halved until half of the
+groups can make it, and that below which a cut is not worth a step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptSettings:
@@ -40,7 +44,8 @@ class AdaptSettings:
     margin: float = 0.0
     """The estimate must come under the target by this part of it; the measurement need not."""
     delta: float = 0.01
-    """Least latency cut of a proposal, as a part of the seed's latency (V3 paper: 0.01)."""
+    """Least latency cut of a proposal, as a part of the seed's latency (V3 paper: 0.01). Where fewer than
+    half of the groups can make it, it is halved, down to the paper's."""
     decay: float = 1.0
     """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
     rule: Rule = "ratio"
@@ -178,9 +183,7 @@ class _Run:
         self._accept(proposals, rows, step)
 
     def _plan(self, step: int) -> list[Proposal]:
-        cut = min(self._least(step), self._over())
-        ceiling = self.accepted["latency_ms"] - cut
-        proposals = propose(self.network.spec, ceiling, self.tools.latency, self.settings.kinds)
+        cut, proposals = self._within_reach(min(self._least(step), self._over()))
         if not proposals:
             raise InputError(
                 f"no proposal cuts another {cut:.4f} ms: NetAdapt ends at "
@@ -190,6 +193,19 @@ class _Run:
         widths = [{"group": p.group, "width": p.width, "latency_ms": p.latency_ms} for p in proposals]
         self._log({"event": "plan", "step": step, "cut_ms": cut, "proposals": widths})
         return proposals
+
+    def _within_reach(self, cut: float) -> tuple[float, list[Proposal]]:
+        """The proposals that make a cut; where few groups can, of half the cut, and so on.
+
+        A cut that only one or two groups can make takes most of what they have, whatever that is worth.
+        """
+        spec, kinds, whole = self.network.spec, self.settings.kinds, float(self.origin["latency_ms"])
+        enough = len(groups(spec, kinds)) / 2
+        while True:
+            found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds)
+            if len(found) >= enough or cut <= LEAST * whole or (found and cut <= USUAL * whole):
+                return cut, found
+            cut = max(cut / 2, USUAL * whole) if cut > USUAL * whole else cut / 2
 
     def _planned(self, step: int) -> list[Proposal]:
         """The proposals of a step that was cut off: measuring anew might give others."""
