@@ -128,9 +128,17 @@ def test_a_cut_that_few_groups_can_make_is_halved(
         assert len(propose(WIDE, START - cut, milliseconds)) < len(groups(WIDE)) / 2
         cut /= 2
     adapt(seed_network, settings(0.5, delta=delta), tools(), tmp_path)
-    plan = events(tmp_path, "plan")[0]
-    assert plan["cut_ms"] == pytest.approx(cut)
+    plan, accepted = events(tmp_path, "plan")[0], events(tmp_path, "accepted")[0]
+    assert plan["each_ms"] == pytest.approx(cut) and plan["cut_ms"] == pytest.approx(delta * START)
     assert len(plan["proposals"]) >= len(groups(WIDE)) / 2
+    # The step cuts all of it: the best ones together, in the order of their scores, and no more of them.
+    assert accepted["latency_ms"] <= START * (1 - delta)
+    tried = sorted(events(tmp_path, "proposal"), key=lambda p: (p["step"], -p["score"]))
+    parts = accepted["what"].split(", ")
+    assert parts == [p["what"] for p in tried[: len(parts)]] and len(parts) > halvings
+    spec = NetSpec.from_dict(accepted["spec"])
+    assert spec.id == accepted["spec_id"] and milliseconds(spec) == accepted["latency_ms"]
+    assert all(part in difference(WIDE, spec) for part in parts)
 
 
 def test_the_last_step_cuts_no_more_than_is_left(seed_network: Network, tmp_path: Path) -> None:
@@ -288,13 +296,13 @@ class Stop(KeyboardInterrupt):
     pass
 
 
-def stop_at(number: int) -> Callable[[str], None]:
-    """Interrupts in the ``number``-th call of a tool."""
+def stop_at(number: int, but: str = "") -> Callable[[str], None]:
+    """Interrupts in the ``number``-th call of a tool; calls of one may not count."""
     calls = 0
 
     def before(name: str) -> None:
         nonlocal calls
-        calls += 1
+        calls += name != but
         if calls == number:
             raise Stop
 
@@ -311,23 +319,28 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], set[tuple[int, str]], d
     return events(folder, "accepted"), tried, weights
 
 
-@pytest.fixture(scope="module")
-def undisturbed(seed_network: Network, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder, calls = tmp_path_factory.mktemp("whole"), []
-    adapt(seed_network, settings(), tools(calls.append), folder, seed=3)
-    return outcome(folder), len(calls), len(read_jsonl(folder / netadapt.LOG))
+@pytest.fixture(scope="module", params=[(0.77, 0.05), (0.5, 0.3)], ids=["one a step", "several a step"])
+def undisturbed(
+    seed_network: Network, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Any:
+    share, delta = request.param
+    folder, calls, chosen = tmp_path_factory.mktemp("whole"), [], settings(share, delta=delta)
+    adapt(seed_network, chosen, tools(calls.append), folder, seed=3)
+    several = [row for row in events(folder, "accepted") if ", " in row["what"]]
+    assert bool(several) == (delta == 0.3)
+    return outcome(folder), len(calls), len(read_jsonl(folder / netadapt.LOG)), chosen
 
 
 def test_interrupted_in_any_call_it_takes_the_same_steps(
     seed_network: Network, tmp_path: Path, undisturbed: Any
 ) -> None:
-    expected, calls, _ = undisturbed
+    expected, calls, _, chosen = undisturbed
     assert calls > 30
     for number in range(1, calls + 1):
         folder = tmp_path / str(number)
         with pytest.raises(Stop):
-            adapt(seed_network, settings(), tools(stop_at(number)), folder, seed=3)
-        adapt(seed_network, settings(), tools(), folder, seed=3)
+            adapt(seed_network, chosen, tools(stop_at(number)), folder, seed=3)
+        adapt(seed_network, chosen, tools(), folder, seed=3)
         assert outcome(folder) == expected, f"interrupted in call {number}"
 
 
@@ -336,7 +349,7 @@ def test_interrupted_again_and_again(
 ) -> None:
     for _ in range(100):
         try:
-            adapt(seed_network, settings(), tools(stop_at(17)), tmp_path, seed=3)
+            adapt(seed_network, undisturbed[3], tools(stop_at(4, but="latency")), tmp_path, seed=3)
             break
         except Stop:
             continue
@@ -349,7 +362,7 @@ def test_killed_at_any_line_of_the_log_it_takes_the_same_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The weights of a proposal are written, its line is not, or in part; or no more than that."""
-    expected, _, lines = undisturbed
+    expected, _, lines, chosen = undisturbed
     write = netadapt.append_jsonl
     for number in range(1, lines + 1):
         folder, written = tmp_path / str(number), 0
@@ -368,8 +381,8 @@ def test_killed_at_any_line_of_the_log_it_takes_the_same_steps(
         with monkeypatch.context() as patch:
             patch.setattr(netadapt, "append_jsonl", append)
             with pytest.raises(Stop):
-                adapt(seed_network, settings(), tools(), folder, seed=3)
-        adapt(seed_network, settings(), tools(), folder, seed=3)
+                adapt(seed_network, chosen, tools(), folder, seed=3)
+        adapt(seed_network, chosen, tools(), folder, seed=3)
         assert outcome(folder) == expected, f"killed {how} line {number}"
 
 
@@ -402,10 +415,10 @@ def test_weights_of_another_proposal_are_not_accepted(
             raise Stop
 
     with pytest.raises(Stop):
-        adapt(seed_network, settings(), tools(before), tmp_path, seed=3)
+        adapt(seed_network, undisturbed[3], tools(before), tmp_path, seed=3)
     other = groups(WIDE)[0].shrunk(WIDE, 8)
     save_weights(transfer(seed_network, other), tmp_path / "step_001.safetensors")
-    adapt(seed_network, settings(), tools(), tmp_path, seed=3)
+    adapt(seed_network, undisturbed[3], tools(), tmp_path, seed=3)
     assert outcome(tmp_path) == undisturbed[0]
 
 

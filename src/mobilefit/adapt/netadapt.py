@@ -1,9 +1,10 @@
 """NetAdapt, as the MobileNetV3 paper changed it (section 4.2; original: arXiv 1804.03230).
 
 From a trained seed network, step by step: every proposal cuts the latency by at least delta (less
-where less is left to the target, or where few groups could cut so much) and is tuned for a few steps
-from the previous step's weights; the one with the best trade of accuracy for latency is taken; until
-the target is met. The result is a *spec*: the paper then trains it from scratch.
+where less is left to the target) and is tuned for a few steps from the previous step's weights; the one
+with the best trade of accuracy for latency is taken; until the target is met. The result is a *spec*:
+the paper then trains it from scratch. Where few groups can cut a large delta alone, proposals cut a part
+of it, and the best ones are taken together.
 
 Everything is logged to ``netadapt.jsonl``; a run that was cut off anywhere, also in the middle of
 a step, goes on from there and takes the same steps.
@@ -15,7 +16,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,8 +45,9 @@ class AdaptSettings:
     margin: float = 0.0
     """The estimate must come under the target by this part of it; the measurement need not."""
     delta: float = 0.01
-    """Least latency cut of a proposal, as a part of the seed's latency (V3 paper: 0.01). Where fewer than
-    half of the groups can make it, it is halved, down to the paper's."""
+    """Least latency cut of a step, as a part of the seed's latency (V3 paper: 0.01), and of every proposal.
+    Where fewer than half of the groups can make it alone, their cut is halved, down to the paper's, and a
+    step takes the best of them together."""
     decay: float = 1.0
     """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
     rule: Rule = "ratio"
@@ -183,7 +185,8 @@ class _Run:
         self._accept(proposals, rows, step)
 
     def _plan(self, step: int) -> list[Proposal]:
-        cut, proposals = self._within_reach(min(self._least(step), self._over()))
+        cut = self._cut(step)
+        each, proposals = self._within_reach(cut)
         if not proposals:
             raise InputError(
                 f"no proposal cuts another {cut:.4f} ms: NetAdapt ends at "
@@ -191,11 +194,11 @@ class _Run:
                 "raise --latency, lower --resolution, or start from a smaller seed network",
             )
         widths = [{"group": p.group, "width": p.width, "latency_ms": p.latency_ms} for p in proposals]
-        self._log({"event": "plan", "step": step, "cut_ms": cut, "proposals": widths})
+        self._log({"event": "plan", "step": step, "cut_ms": cut, "each_ms": each, "proposals": widths})
         return proposals
 
     def _within_reach(self, cut: float) -> tuple[float, list[Proposal]]:
-        """The proposals that make a cut; where few groups can, of half the cut, and so on.
+        """A cut and the proposals that make it: where few groups can, of half the cut, and so on.
 
         A cut that only one or two groups can make takes most of what they have, whatever that is worth.
         """
@@ -245,9 +248,10 @@ class _Run:
         self.tools.tune(candidate, self.seed * 100_000 + step * 1000 + number)
         return candidate
 
-    def _least(self, step: int) -> float:
-        """The cut that every proposal of a step makes, milliseconds."""
-        return float(self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1))
+    def _cut(self, step: int) -> float:
+        """What a step is to cut, milliseconds."""
+        least = self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1)
+        return float(min(least, self._over()))
 
     def _over(self) -> float:
         """What is left to cut, milliseconds: the last step cuts no more than that."""
@@ -275,14 +279,41 @@ class _Run:
         return (change - error) / (float(self.accepted["latency_ms"]) - latency_ms)
 
     def _accept(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
-        best = max(range(len(rows)), key=lambda i: rows[i]["score"])
-        network = self._best(proposals[best], step, best)
+        order = sorted(range(len(rows)), key=lambda i: -rows[i]["score"])
+        chosen, row = self._together([proposals[i] for i in order], step), rows[order[0]]
+        alone = chosen is proposals[order[0]]
+        network = self._best(chosen, step, order[0] if alone else len(proposals))
+        if not alone:
+            accuracy = self.tools.accuracy(network)
+            row = {
+                **row, "what": chosen.what, "latency_ms": chosen.latency_ms, "accuracy": accuracy,
+                "score": self._score(accuracy, chosen.latency_ms), "spec_id": chosen.spec.id,
+            }  # fmt: skip
         self._log({
-            **rows[best], "event": "accepted", "measured_ms": self.tools.confirm(network),
+            **row, "event": "accepted", "measured_ms": self.tools.confirm(network),
             "spec": network.spec.to_dict(),
         })  # fmt: skip
         self.network, self.accepted = network, self.rows[-1]
         self._forget(step - 1)
+
+    def _together(self, ordered: list[Proposal], step: int) -> Proposal:
+        """The best proposal; where it cuts less than the step is to, with the next best ones.
+
+        Args:
+            ordered: the best first.
+        """
+        ceiling = self.accepted["latency_ms"] - self._cut(step)
+        found = ordered[0]
+        for other in ordered[1:]:
+            if found.latency_ms <= ceiling:
+                break
+            left = {group.name: group for group in groups(found.spec, KINDS)}
+            if other.group in left and other.width < left[other.group].width:
+                spec = left[other.group].shrunk(found.spec, other.width)
+                found = replace(
+                    found, spec=spec, latency_ms=self.tools.latency(spec), what=f"{found.what}, {other.what}"
+                )
+        return found
 
     def _best(self, proposal: Proposal, step: int, number: int) -> Network:
         """Its saved weights; tuned again where the file is another's.
