@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilefit.data import detection
+from mobilefit.data import pictures
 from mobilefit.data.decode import read_image
 from mobilefit.data.detection import DetectionData, load_detection
 from mobilefit.errors import InputError
@@ -162,8 +162,8 @@ def test_the_seed_chooses_what_is_held_out(tmp_path: Path) -> None:
 def test_a_turned_photo_is_upright_and_its_size_is_that_of_the_upright_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, side: int
 ) -> None:
-    monkeypatch.setattr(detection, "LOOKED_AT", most)
-    monkeypatch.setattr(detection, "WORKING_SIDE", side)
+    monkeypatch.setattr(pictures, "LOOKED_AT", most)
+    monkeypatch.setattr(pictures, "WORKING_SIDE", side)
     root = make_voc(tmp_path, train=3, val=2)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -181,7 +181,7 @@ def test_a_turned_photo_is_upright_and_its_size_is_that_of_the_upright_one(
 def test_a_large_photo_is_reduced_for_training_and_whole_in_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detection, "WORKING_SIDE", 40)
+    monkeypatch.setattr(pictures, "WORKING_SIDE", 40)
     root = make_voc(tmp_path, train=3, val=2)
     write_image(root, "train0", annotation_xml([("cat", 20, 10, 200, 100)], (300, 160)), (300, 160))
     data = load_detection(root, holdout=0)
@@ -199,7 +199,7 @@ def test_photos_beyond_the_memory_are_read_again_and_are_the_same(
 ) -> None:
     root = make_voc(tmp_path, train=4, val=2)
     kept = load_detection(root, holdout=0).train
-    monkeypatch.setattr(detection, "ROOM", 24 * 20 * 3 * 2)
+    monkeypatch.setattr(pictures, "ROOM", 24 * 20 * 3 * 2)
     read = load_detection(root, holdout=0).train
     for index in range(4):
         for one, other in ((kept.sample(index), read.sample(index)), (kept.working(index), read.working(index))):
@@ -254,7 +254,7 @@ def test_the_preset_is_of_the_whole_picture(tmp_path: Path) -> None:
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every data set counts as a large one."""
-    monkeypatch.setattr(detection, "LOOKED_AT", 0)
+    monkeypatch.setattr(pictures, "LOOKED_AT", 0)
 
 
 def break_pixels(path: Path) -> None:
@@ -267,7 +267,7 @@ def test_of_a_large_data_set_the_headers_are_read(tmp_path: Path, monkeypatch: p
     root = make_voc(tmp_path, train=5, val=2)
     write_image(root, "train1", annotation_xml([CAT], (20, 24)))
     (root / "JPEGImages/train2.jpg").write_bytes(b"no image")
-    monkeypatch.setattr(detection, "decode", None)
+    monkeypatch.setattr(pictures, "decode", None)
     data = load_detection(root, holdout=0)
     assert [one.why for one in data.skipped] == [
         "the picture has 24x20 pixels, its annotation is for 20x24", "not an image"

@@ -25,8 +25,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from mobilefit.data.annotations import Annotations, Corners, Record
 from mobilefit.data.classification import SkippedFile
-from mobilefit.data.detection import Annotations, Corners, Record
 from mobilefit.errors import InputError
 
 ROBOFLOW = "_annotations.coco.json"

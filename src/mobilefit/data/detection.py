@@ -28,46 +28,35 @@ out bad when it is used is replaced, with its boxes, by the next good one of its
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
+from mobilefit.data import coco, voc
+from mobilefit.data.annotations import PARTS, Annotations, Record
 from mobilefit.data.classification import SkippedFile
-from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
-from mobilefit.data.folder import LOOKED_AT, TEST_FRACTION, check_bad
-from mobilefit.data.images import Indices, worker_count
-from mobilefit.data.lazy import BAD_FRACTION, LEAVING_OUT, TOLD, say, too_many_bad
+from mobilefit.data.folder import TEST_FRACTION, check_bad
+from mobilefit.data.images import Indices
+from mobilefit.data.lazy import too_many_bad
+from mobilefit.data.pictures import MEND, Picture, Pictures, looked_at
 from mobilefit.data.preset import Preset
-from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 
-WORKING_SIDE = 640
-"""Short side in pixels of the pictures kept for training: a crop of half of it still fills 320 px."""
 THIN = 0.1
 """A box with a side under so many pixels has no width or height."""
 ROUNDING = 0.5
 """So many pixels outside of the picture are not counted as outside: coordinates are rounded."""
 EXAMPLES = 3
 """Bad boxes of each kind that are named."""
-PARTS = ("train", "val", "test")
-
-Corners = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
-
 _LAYOUTS = ("give Pascal VOC (Annotations, JPEGImages, ImageSets/Main), COCO (annotations/instances_train.json "
             "and a folder train, the same for val), or train/_annotations.coco.json as Roboflow exports it")  # fmt: skip
-_MEND = f"mend or remove them; at most {BAD_FRACTION:.0%} are left out"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,138 +95,6 @@ class BoxCount:
     def __str__(self) -> str:
         named = [*self.examples, *["..."] * (self.count > len(self.examples))]
         return f"{self.count} {self.why}" + (f" ({', '.join(named)})" if named else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One image's annotation, as a file has it."""
-
-    part: str
-    """One of ``PARTS``."""
-    path: Path
-    """Of the picture."""
-    source: str
-    """What to name a box by, before its id."""
-    size: tuple[int, int] | None
-    """Width and height that the annotation states; ``None``: it does not."""
-    boxes: Sequence[Corners]
-    """Whatever stands there; NaN for what is no number."""
-    names: Sequence[str]
-    """The class of each box."""
-    crowd: Sequence[bool]
-    ids: Sequence[object]
-    """What to name each box by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annotations:
-    """What the annotation files of a data set hold; no picture was opened yet."""
-
-    root: Path
-    classes: tuple[str, ...]
-    records: tuple[Record, ...]
-    skipped: tuple[SkippedFile, ...] = ()
-    """Annotations that cannot be used."""
-    strays: tuple[str, ...] = ()
-    """Boxes of images that their file does not list."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture that was found good, as far as it was looked at."""
-
-    path: Path
-    size: tuple[int, int]
-    """Width and height in pixels, upright."""
-    digest: str
-    """SHA-256 of the file; of one not looked at, its size in bytes."""
-    kept: Kept | None
-    """Uint8 [height, width, 3], the short side at most ``WORKING_SIDE``; ``None``: decoded when used."""
-    looked_at: bool
-
-    @property
-    def whole(self) -> bool:
-        """What is kept is the whole picture."""
-        return self.kept is not None and self.kept.shape[:2] == self.size[::-1]
-
-
-class Pictures:
-    """The pictures of a data set; the sets share them.
-
-    Args:
-        pictures: all of them.
-        groups: int [n]; a bad one may be replaced by another of the same group.
-    """
-
-    def __init__(self, pictures: Sequence[Picture], groups: npt.NDArray[np.int64]) -> None:
-        self.pictures, self._groups = pictures, groups
-        # Shared memory: what one worker process finds out, all know.
-        self._bad = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    @property
-    def replaced(self) -> Indices:
-        """Those that turned out bad in use, in whichever process."""
-        return np.flatnonzero(self._bad.numpy())
-
-    def working(self, index: int) -> tuple[int, Image.Image]:
-        """As training sees it, with a short side of at most ``WORKING_SIDE``, and which picture it is."""
-        return self._good(index, _working)
-
-    def whole(self, index: int) -> tuple[int, Image.Image]:
-        """As it is in the file, and which picture it is: another where this one turns out bad."""
-        return self._good(index, _whole)
-
-    def _good(self, index: int, read: Callable[[Picture], Image.Image]) -> tuple[int, Image.Image]:
-        for candidate in self._candidates(index):
-            picture = self.pictures[candidate]
-            try:
-                return candidate, read(picture)
-            except InputError as error:
-                if picture.looked_at:  # it was good a while ago: something is going on
-                    raise
-                self._leave_out(candidate, error.message)
-        raise InputError(f"no usable picture is left to stand for {self.pictures[index].path}", _MEND)
-
-    def standing(self, index: int) -> int:
-        """Itself, or which stands for it, as far as is known."""
-        return next(self._candidates(index), index)
-
-    def _candidates(self, index: int) -> Iterator[int]:
-        if not self._bad[index]:
-            yield index
-        good = (self._groups == self._groups[index]) & ~self._bad.numpy()
-        others = np.flatnonzero(good)
-        yield from np.roll(others, -int(np.searchsorted(others, index, "right"))).tolist()
-
-    def _leave_out(self, index: int, why: str) -> None:
-        with LEAVING_OUT:
-            if self._bad[index]:  # another thread was faster
-                return
-            self._bad[index] = True
-            count = len(self.replaced)
-        if count <= TOLD:
-            say(f"{why}: another picture takes its place")
-        if count == TOLD:
-            say("further bad pictures are not named")
-        if too_many_bad(count, len(self)):
-            raise InputError(
-                f"{count} of {len(self)} pictures turned out bad, the last: {why}", _MEND
-            )
-
-
-def _working(picture: Picture) -> Image.Image:
-    if picture.kept is not None:
-        return Image.fromarray(picture.kept.pixels())
-    return shrink(read_image(picture.path, WORKING_SIDE), WORKING_SIDE)
-
-
-def _whole(picture: Picture) -> Image.Image:
-    if picture.kept is not None and picture.whole:
-        return Image.fromarray(picture.kept.pixels())
-    return read_image(picture.path)
 
 
 class DetectionSet:
@@ -304,7 +161,7 @@ class DetectionSet:
         return image, self._truths[found]
 
     def working(self, index: int) -> tuple[Image.Image, Boxes]:
-        """The same for training: with a short side of at most ``WORKING_SIDE``, from memory if possible.
+        """The same for training: with a short side of at most ``pictures.WORKING_SIDE``.
 
         Raises:
             InputError: the picture cannot be read any more.
@@ -384,8 +241,6 @@ def load_detection(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -
 
 
 def _annotations(root: Path) -> Annotations:
-    from mobilefit.data import coco, voc  # they make this module's records
-
     if not root.is_dir():
         raise InputError(f"{root} is not a folder", _LAYOUTS)
     if folder := voc.find(root):
@@ -412,7 +267,7 @@ def _check_once(records: Sequence[Record]) -> None:
 def _usable(found: Annotations) -> tuple[list[_Good], tuple[SkippedFile, ...]]:
     """The images that can be used, and what is left out, which is not too much."""
     good, skipped = [], list(found.skipped)
-    for record, seen in zip(found.records, _seen(found.records), strict=True):
+    for record, seen in zip(found.records, looked_at([record.path for record in found.records]), strict=True):
         why = seen if isinstance(seen, str) else _differs(record, seen)
         if isinstance(seen, str) or why:
             skipped.append(SkippedFile(path=str(record.path), why=why))
@@ -427,67 +282,6 @@ def _differs(record: Record, picture: Picture) -> str:
         return ""
     stated, real = ("{}x{}".format(*size) for size in (record.size or (0, 0), picture.size))
     return f"the picture has {real} pixels, its annotation is for {stated}"
-
-
-def _seen(records: Sequence[Record]) -> Iterator[Picture | str]:
-    """Each record's picture, or why it is bad. Decoding runs outside the GIL."""
-    look = _look_at if len(records) <= LOOKED_AT else _glance_at
-    store = Store(ROOM)
-
-    def one(record: Record) -> tuple[Picture, Pixels | None] | str:
-        try:
-            return look(record.path)
-        except BadImageError as error:
-            return str(error)
-        except FileNotFoundError:
-            return "there is no such picture"
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-
-    with ThreadPoolExecutor(worker_count()) as pool:
-        for seen in pool.map(one, records):
-            if isinstance(seen, str):
-                yield seen
-                continue
-            picture, pixels = seen
-            yield picture if pixels is None else dataclasses.replace(picture, kept=store.keep(pixels))
-
-
-def _look_at(path: Path) -> tuple[Picture, Pixels]:
-    """Read a picture to the end; what training is to see of it is not kept yet."""
-    data = path.read_bytes()
-    image, full_size = decode(data, WORKING_SIDE)
-    reduced = sorted(image.size) != sorted(full_size)  # a JPEG, decoded at a part of its size
-    picture = Picture(
-        path=path,
-        size=_upright_size(Image.open(io.BytesIO(data))) if reduced else image.size,
-        digest=hashlib.sha256(data).hexdigest(),
-        kept=None,
-        looked_at=True,
-    )
-    return picture, np.asarray(shrink(image, WORKING_SIDE))
-
-
-def _glance_at(path: Path) -> tuple[Picture, None]:
-    """Read no more of a picture than its size."""
-    try:
-        with Image.open(path) as file:
-            size = _upright_size(file)
-    except UnidentifiedImageError as error:
-        raise BadImageError("not an image") from error
-    except (OSError, Image.DecompressionBombError):
-        raise
-    except Exception as error:  # headers too raise anything at all on damaged bytes
-        raise BadImageError(f"cannot be decoded: {error}") from error
-    picture = Picture(path=path, size=size, digest=str(path.stat().st_size), kept=None, looked_at=False)
-    return picture, None
-
-
-def _upright_size(file: Image.Image) -> tuple[int, int]:
-    if file.format == "PNG" and "exif" not in file.info:
-        return file.size  # Pillow would decode it all to look for more
-    turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return file.size[::-1] if turned else file.size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -569,7 +363,7 @@ def _check_dropped(found: Annotations, dropped: Sequence[BoxCount], count: int) 
     bad = sum(one.count for one in dropped)
     if too_many_bad(bad, count):
         raise InputError(
-            f"{bad} of the {count} boxes in {found.root} cannot be used: {'; '.join(map(str, dropped))}", _MEND
+            f"{bad} of the {count} boxes in {found.root} cannot be used: {'; '.join(map(str, dropped))}", MEND
         )
 
 

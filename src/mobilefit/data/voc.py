@@ -24,8 +24,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from mobilefit.data.annotations import Annotations, Corners, Record
 from mobilefit.data.classification import SkippedFile
-from mobilefit.data.detection import Annotations, Corners, Record
 from mobilefit.data.folder import image_files
 from mobilefit.errors import InputError
 

@@ -1,0 +1,186 @@
+"""The pictures of a data set with boxes: looked at when it is loaded, or when they are used."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
+from mobilefit.data.folder import LOOKED_AT
+from mobilefit.data.images import Indices, worker_count
+from mobilefit.data.lazy import BAD_FRACTION, LEAVING_OUT, TOLD, say, too_many_bad
+from mobilefit.data.store import ROOM, Kept, Store
+from mobilefit.errors import InputError
+
+WORKING_SIDE = 640
+"""Short side in pixels of the pictures kept for training: a crop of half of it still fills 320 px."""
+MEND = f"mend or remove them; at most {BAD_FRACTION:.0%} are left out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture that was found good, as far as it was looked at."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height in pixels, upright."""
+    digest: str
+    """SHA-256 of the file; of one not looked at, its size in bytes."""
+    kept: Kept | None
+    """Uint8 [height, width, 3], the short side at most ``WORKING_SIDE``; ``None``: decoded when used."""
+    looked_at: bool
+
+    @property
+    def whole(self) -> bool:
+        """What is kept is the whole picture."""
+        return self.kept is not None and self.kept.shape[:2] == self.size[::-1]
+
+
+class Pictures:
+    """The pictures of a data set; the sets share them.
+
+    Args:
+        pictures: all of them.
+        groups: int [n]; a bad one may be replaced by another of the same group.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], groups: npt.NDArray[np.int64]) -> None:
+        self.pictures, self._groups = pictures, groups
+        # Shared memory: what one worker process finds out, all know.
+        self._bad = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def replaced(self) -> Indices:
+        """Those that turned out bad in use, in whichever process."""
+        return np.flatnonzero(self._bad.numpy())
+
+    def working(self, index: int) -> tuple[int, Image.Image]:
+        """As training sees it, with a short side of at most ``WORKING_SIDE``, and which picture it is."""
+        return self._good(index, _working)
+
+    def whole(self, index: int) -> tuple[int, Image.Image]:
+        """As it is in the file, and which picture it is: another where this one turns out bad."""
+        return self._good(index, _whole)
+
+    def _good(self, index: int, read: Callable[[Picture], Image.Image]) -> tuple[int, Image.Image]:
+        for candidate in self._candidates(index):
+            picture = self.pictures[candidate]
+            try:
+                return candidate, read(picture)
+            except InputError as error:
+                if picture.looked_at:  # it was good a while ago: something is going on
+                    raise
+                self._leave_out(candidate, error.message)
+        raise InputError(f"no usable picture is left to stand for {self.pictures[index].path}", MEND)
+
+    def standing(self, index: int) -> int:
+        """Itself, or which stands for it, as far as is known."""
+        return next(self._candidates(index), index)
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        if not self._bad[index]:
+            yield index
+        good = (self._groups == self._groups[index]) & ~self._bad.numpy()
+        others = np.flatnonzero(good)
+        yield from np.roll(others, -int(np.searchsorted(others, index, "right"))).tolist()
+
+    def _leave_out(self, index: int, why: str) -> None:
+        with LEAVING_OUT:
+            if self._bad[index]:  # another thread was faster
+                return
+            self._bad[index] = True
+            count = len(self.replaced)
+        if count <= TOLD:
+            say(f"{why}: another picture takes its place")
+        if count == TOLD:
+            say("further bad pictures are not named")
+        if too_many_bad(count, len(self)):
+            raise InputError(
+                f"{count} of {len(self)} pictures turned out bad, the last: {why}", MEND
+            )
+
+
+def _working(picture: Picture) -> Image.Image:
+    if picture.kept is not None:
+        return Image.fromarray(picture.kept.pixels())
+    return shrink(read_image(picture.path, WORKING_SIDE), WORKING_SIDE)
+
+
+def _whole(picture: Picture) -> Image.Image:
+    if picture.kept is not None and picture.whole:
+        return Image.fromarray(picture.kept.pixels())
+    return read_image(picture.path)
+
+
+def looked_at(paths: Sequence[Path]) -> Iterator[Picture | str]:
+    """Each file's picture, or why it is bad. Decoding runs outside the GIL."""
+    look = _look_at if len(paths) <= LOOKED_AT else _glance_at
+    store = Store(ROOM)
+
+    def one(path: Path) -> tuple[Picture, Pixels | None] | str:
+        try:
+            return look(path)
+        except BadImageError as error:
+            return str(error)
+        except FileNotFoundError:
+            return "there is no such picture"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+
+    with ThreadPoolExecutor(worker_count()) as pool:
+        for seen in pool.map(one, paths):
+            if isinstance(seen, str):
+                yield seen
+                continue
+            picture, pixels = seen
+            yield picture if pixels is None else dataclasses.replace(picture, kept=store.keep(pixels))
+
+
+def _look_at(path: Path) -> tuple[Picture, Pixels]:
+    """Read a picture to the end; what training is to see of it is not kept yet."""
+    data = path.read_bytes()
+    image, full_size = decode(data, WORKING_SIDE)
+    reduced = sorted(image.size) != sorted(full_size)  # a JPEG, decoded at a part of its size
+    picture = Picture(
+        path=path,
+        size=_upright_size(Image.open(io.BytesIO(data))) if reduced else image.size,
+        digest=hashlib.sha256(data).hexdigest(),
+        kept=None,
+        looked_at=True,
+    )
+    return picture, np.asarray(shrink(image, WORKING_SIDE))
+
+
+def _glance_at(path: Path) -> tuple[Picture, None]:
+    """Read no more of a picture than its size."""
+    try:
+        with Image.open(path) as file:
+            size = _upright_size(file)
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except (OSError, Image.DecompressionBombError):
+        raise
+    except Exception as error:  # headers too raise anything at all on damaged bytes
+        raise BadImageError(f"cannot be decoded: {error}") from error
+    picture = Picture(path=path, size=size, digest=str(path.stat().st_size), kept=None, looked_at=False)
+    return picture, None
+
+
+def _upright_size(file: Image.Image) -> tuple[int, int]:
+    if file.format == "PNG" and "exif" not in file.info:
+        return file.size  # Pillow would decode it all to look for more
+    turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return file.size[::-1] if turned else file.size
