@@ -32,6 +32,7 @@ from mobilefit.arch import (
 from mobilefit.errors import InputError
 from mobilefit.nn import (
     Network,
+    backbone_weights,
     boxes,
     build,
     head_weights,
@@ -40,7 +41,7 @@ from mobilefit.nn import (
     load_weights,
     save_weights,
 )
-from mobilefit.nn.head_weights import backbone_from, read_backbone
+from mobilefit.nn.backbone_weights import backbone_from, read_backbone
 from mobilefit.nn.weights import rows, trained
 
 REDUCED = TORCHVISION["ssdlite320_mobilenet_v3_large"]
@@ -193,7 +194,7 @@ def test_our_own_files_come_back(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*DETECTORS, *SEGMENTERS])
 def test_the_classifier_of_a_network_has_its_rows(name: str) -> None:
     family, made = name.split("_", 1)[1].removesuffix("_reduced"), spec(name)
-    found = head_weights.classifier_of(made)
+    found = backbone_weights.classifier_of(made)
     assert found.name == family
     assert rows(found) == rows(replace(spec(family), head=found.head))
     assert found.widths == made.widths
@@ -208,12 +209,12 @@ def test_the_classifier_of_a_network_has_its_rows(name: str) -> None:
      ("lraspp_mobilenet_v3_small", "mobilenet_v3_small")],
 )  # fmt: skip
 def test_hubs_have_weights_for_the_classifier_of_a_network(name: str, published: str) -> None:
-    assert hub.published("torchvision", head_weights.classifier_of(spec(name))) == published
+    assert hub.published("torchvision", backbone_weights.classifier_of(spec(name))) == published
 
 
 def test_a_network_of_no_family_is_given_a_head() -> None:
     made = detector(replace(V2, blocks=(*V2.blocks, V2.blocks[-1])))
-    assert head_weights.classifier_of(made) == replace(made, head=ClassifierHead())
+    assert backbone_weights.classifier_of(made) == replace(made, head=ClassifierHead())
 
 
 def classifier(made: NetSpec = V2, seed: int = 1) -> Network:

@@ -16,7 +16,7 @@ from mobilefit.data import ClassificationData, Preset
 from mobilefit.errors import InputError, did_you_mean
 from mobilefit.formats import torch_export
 from mobilefit.nn import Network, build, hub, weights
-from mobilefit.nn.head_weights import backbone_from, classifier_of, read_backbone
+from mobilefit.nn.backbone_weights import backbone_from, classifier_of, read_backbone
 from mobilefit.nn.hub import IMAGENET, Triple
 from mobilefit.nn.weights import Saved, Trained, layer_widths, listed
 from mobilefit.runs import file_sha256
