@@ -128,8 +128,8 @@ class Plan:
             "search": self._search_told(),
             "seed": f"{self._seeds_told()}: {self.train_steps} steps of "
                     f"{self.training['batch_size']}, {self.epochs:.1f} epochs",
-            "netadapt": f"NetAdapt: about {self.adapt_steps} steps of {self.proposals} proposals, each "
-                        f"cutting {self.delta:.1%} or more and tuned for {self.tune_steps} steps",
+            "netadapt": f"NetAdapt: about {self.adapt_steps} steps that cut {self.delta:.1%} or more, each of "
+                        f"up to {self.proposals} proposals, tuned for {self.tune_steps} steps",
             "final": f"train the adapted network {'further' if pretrained else 'from scratch'}{self._times()}",
             "width": f"train the {'seed' if self.search is None else 'hand-made'} network scaled to the "
                      f"same latency alike{self._times()}",
