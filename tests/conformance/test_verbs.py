@@ -305,9 +305,10 @@ def test_predict_goes_on_after_a_bad_image(
 
 
 def test_doctor_looks_at_the_images_and_at_the_clock(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], steady: None
-) -> None:
-    assert run("doctor", world.images) == 0
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    steady: None,
+) -> None:  # fmt: skip
+    assert run("doctor", world.images, "--out", tmp_path) == 0
     out = capsys.readouterr().out
     for check in ("compile and run", "latency", "space", "images"):
         assert f"ok   {check}: " in out
