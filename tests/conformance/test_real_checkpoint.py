@@ -23,7 +23,7 @@ from mobilefit.arch import spec
 from mobilefit.data import LIGHT, Preset
 from mobilefit.data.augment import draw
 from mobilefit.data.decode import resample, to_rgb
-from mobilefit.data.preset import planar
+from mobilefit.data.preset import to_floats
 from mobilefit.int8 import quantize
 from mobilefit.litert import compile
 from mobilefit.nn import Network, build, load_network, load_weights, save_weights
@@ -85,7 +85,7 @@ def crops(photos: list[Path], count: int) -> Iterator[np.ndarray]:
         draws = draw(LIGHT, len(photos), random)
         images = [to_rgb(Image.open(path)) for path in photos]
         pixels = np.stack([resample(im, draws.box(i, im.size), 224) for i, im in enumerate(images)])
-        yield PRESET.normalise(planar(pixels)).transpose(0, 2, 3, 1)
+        yield PRESET.normalise(to_floats(pixels)).transpose(0, 2, 3, 1)
 
 
 @pytest.fixture(scope="module")

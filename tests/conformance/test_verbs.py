@@ -88,7 +88,7 @@ Config = Callable[[World, Path, Path], Any]
 # How a script calls each verb; the third argument is a finished design.
 CONFIGS: dict[str, Config] = {
     "design": lambda w, out, done: DesignConfig(
-        data=str(w.images), latency="80%", seed_network=str(w.spec), resolution=32, epochs=1.0,
+        data=str(w.images), latency="75%", seed_network=str(w.spec), resolution=32, epochs=1.0,
         delta=0.05, tune_steps=2, out=done,
     ),
     "search": lambda w, out, done: SearchConfig(
@@ -220,14 +220,14 @@ def test_a_design_takes_several_steps_and_keeps_its_promise(designed: Path) -> N
     made = record(designed)
     rows = [json.loads(line) for line in (designed / "netadapt/netadapt.jsonl").open()]
     steps = [row for row in rows if row["event"] == "accepted"]
-    assert len(steps) >= 2
+    assert len(steps) >= 3
     final, seed = NetSpec.from_dict(made["final_spec"]), NetSpec.from_dict(made["seed_spec"])
-    assert seed.id == SPEC.id and final.cost().madds < seed.cost().madds
+    assert seed.id == SPEC.id and final.cost().madds < 0.9 * seed.cost().madds
     assert final.id == steps[-1]["spec_id"]
     kinds = [row["kind"] for row in made["results"]]
     assert kinds == ["seed", "adapted", "width"]
     medians = {row["kind"]: row["latency"]["median_ms"] for row in made["results"]}
-    assert made["budget_ms"] == pytest.approx(0.8 * medians["seed"])
+    assert made["budget_ms"] == pytest.approx(0.75 * medians["seed"])
     assert medians["adapted"] < medians["seed"]
     assert made["final"]["latency_float"]["median_ms"] > 0
 
