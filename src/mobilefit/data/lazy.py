@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,6 @@ BAD_ALWAYS_ALLOWED = 3
 """Bad images that even a small data set may have."""
 TOLD = 20
 """Bad images that are named while a data set is in use; further ones are only counted."""
-LEAVING_OUT = threading.Lock()
-"""Held by the thread that tells of a bad image; of a module, since sources go to other processes."""
 
 
 def too_many_bad(bad: int, count: int) -> bool:
@@ -45,6 +44,63 @@ def say(line: str) -> None:
         Voice()(line)
     else:  # the fork may have copied tqdm's lock while another thread held it
         print(line, file=sys.stderr, flush=True)
+
+
+class LeftOut:
+    """The images of a data set that turned out bad in use, in whichever process: each is named once.
+
+    Args:
+        count: how many images there are.
+        what: what they are called: "images".
+        instead: what stands for a bad one.
+        hint: what to do when there are too many.
+    """
+
+    def __init__(self, count: int, *, what: str, instead: str, hint: str) -> None:
+        # Shared memory: what one worker process finds out, all know, and none says again.
+        self._bad = torch.zeros(count, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        self._what, self._instead, self._hint = what, instead, hint
+        self._lock = threading.Lock()
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._bad[index])
+
+    @property
+    def flags(self) -> npt.NDArray[np.bool_]:
+        """[count]"""
+        flags: npt.NDArray[np.bool_] = self._bad.numpy()
+        return flags
+
+    @property
+    def found(self) -> Indices:
+        """Which they are."""
+        return np.flatnonzero(self.flags)
+
+    def add(self, index: int, why: str) -> None:
+        """Leave one out, and say so.
+
+        Raises:
+            InputError: there are too many.
+        """
+        with self._lock:
+            if index in self:  # another thread was faster
+                return
+            self._bad[index] = True
+            count = len(self.found)
+        if count <= TOLD:
+            say(f"{why}: {self._instead} takes its place")
+        if count == TOLD:
+            say(f"further bad {self._what} are not named")
+        if too_many_bad(count, len(self._bad)):
+            raise InputError(
+                f"{count} of {len(self._bad)} {self._what} turned out bad, the last: {why}", self._hint
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
 
 class LazySource(abc.ABC):
@@ -61,8 +117,10 @@ class LazySource(abc.ABC):
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.threads = worker_count()
-        # Shared memory: what one worker process finds out, all know, and none says again.
-        self._bad = torch.zeros(len(names), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        self._left_out = LeftOut(
+            len(names), what="images", instead="another image of its class",
+            hint=f"{self.mend}; at most {BAD_FRACTION:.0%} are replaced",
+        )  # fmt: skip
 
     @abc.abstractmethod
     def decoded(self, index: int, at_least: int | None) -> Image.Image:
@@ -80,7 +138,7 @@ class LazySource(abc.ABC):
     @property
     def replaced(self) -> Indices:
         """The images that turned out bad so far, in whichever process."""
-        return np.flatnonzero(self._bad.numpy())
+        return self._left_out.found
 
     def working(self, index: int) -> Image.Image:
         """See :class:`mobilefit.data.images.Source`."""
@@ -93,12 +151,12 @@ class LazySource(abc.ABC):
 
     def _good(self, index: int, at_least: int | None) -> Image.Image:
         for candidate in self._candidates(index):
-            if self._bad[candidate]:
+            if candidate in self._left_out:
                 continue
             try:
                 return self.decoded(candidate, at_least)
             except BadImageError as error:
-                self._leave_out(candidate, str(error))
+                self._left_out.add(candidate, str(error))
         raise InputError(
             f"no usable image is left to stand for {self.names[index]}, in the whole of its class", self.mend
         )
@@ -106,22 +164,6 @@ class LazySource(abc.ABC):
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
         yield from self.stand_ins(index)
-
-    def _leave_out(self, index: int, why: str) -> None:
-        with LEAVING_OUT:
-            if self._bad[index]:  # another thread was faster
-                return
-            self._bad[index] = True
-            count = len(self.replaced)
-        if count <= TOLD:
-            say(f"{why}: another image of its class takes its place")
-        if count == TOLD:
-            say("further bad images are not named")
-        if too_many_bad(count, len(self.names)):
-            raise InputError(
-                f"{count} of {len(self.names)} images turned out bad, the last: {why}",
-                f"{self.mend}; at most {BAD_FRACTION:.0%} are replaced",
-            )
 
 
 class LazyFileSource(LazySource):

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
 from mobilefit.data.folder import LOOKED_AT
 from mobilefit.data.images import Indices, worker_count
-from mobilefit.data.lazy import BAD_FRACTION, LEAVING_OUT, TOLD, say, too_many_bad
+from mobilefit.data.lazy import BAD_FRACTION, LeftOut
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 
@@ -56,8 +55,7 @@ class Pictures:
 
     def __init__(self, pictures: Sequence[Picture], groups: npt.NDArray[np.int64]) -> None:
         self.pictures, self._groups = pictures, groups
-        # Shared memory: what one worker process finds out, all know.
-        self._bad = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        self._left_out = LeftOut(len(pictures), what="pictures", instead="another picture", hint=MEND)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -65,7 +63,7 @@ class Pictures:
     @property
     def replaced(self) -> Indices:
         """Those that turned out bad in use, in whichever process."""
-        return np.flatnonzero(self._bad.numpy())
+        return self._left_out.found
 
     def working(self, index: int) -> tuple[int, Image.Image]:
         """As training sees it, with a short side of at most ``WORKING_SIDE``, and which picture it is."""
@@ -83,7 +81,7 @@ class Pictures:
             except InputError as error:
                 if picture.looked_at:  # it was good a while ago: something is going on
                     raise
-                self._leave_out(candidate, error.message)
+                self._left_out.add(candidate, error.message)
         raise InputError(f"no usable picture is left to stand for {self.pictures[index].path}", MEND)
 
     def standing(self, index: int) -> int:
@@ -91,26 +89,11 @@ class Pictures:
         return next(self._candidates(index), index)
 
     def _candidates(self, index: int) -> Iterator[int]:
-        if not self._bad[index]:
+        if index not in self._left_out:
             yield index
-        good = (self._groups == self._groups[index]) & ~self._bad.numpy()
+        good = (self._groups == self._groups[index]) & ~self._left_out.flags
         others = np.flatnonzero(good)
         yield from np.roll(others, -int(np.searchsorted(others, index, "right"))).tolist()
-
-    def _leave_out(self, index: int, why: str) -> None:
-        with LEAVING_OUT:
-            if self._bad[index]:  # another thread was faster
-                return
-            self._bad[index] = True
-            count = len(self.replaced)
-        if count <= TOLD:
-            say(f"{why}: another picture takes its place")
-        if count == TOLD:
-            say("further bad pictures are not named")
-        if too_many_bad(count, len(self)):
-            raise InputError(
-                f"{count} of {len(self)} pictures turned out bad, the last: {why}", MEND
-            )
 
 
 def _working(picture: Picture) -> Image.Image:
