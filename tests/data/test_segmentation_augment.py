@@ -12,7 +12,7 @@ from PIL import Image
 
 from mobilefit.data.augment import recoloured
 from mobilefit.data.masks import IGNORED, Mask
-from mobilefit.data.preset import Preset, planar
+from mobilefit.data.preset import Preset, to_floats
 from mobilefit.data.segmentation_augment import (
     DEEPLAB,
     LIGHT,
@@ -127,7 +127,7 @@ def test_beyond_a_smaller_image_is_the_mean_colour_and_nothing_to_learn() -> Non
     assert (mask[:24, :40] == 3).all() and (pixels[:24, :40] == 9).all()
     outside = mask == IGNORED
     assert outside.sum() == 48 * 80 - 24 * 40 and (pixels[outside] == (124, 116, 104)).all()
-    assert np.abs(preset.normalise(planar(pixels[None]))[0, :, outside]).max() < 0.02
+    assert np.abs(preset.normalise(to_floats(pixels[None]))[0, :, outside]).max() < 0.02
 
 
 def test_an_image_smaller_than_the_crop_is_padded() -> None:
@@ -192,7 +192,7 @@ def test_colours_are_changed_as_in_classification() -> None:
     for seed in range(20):
         pixels, _ = train_sample(image, truth, PRESET, augment, np.random.default_rng(seed))
         drawn = draw(augment, np.random.default_rng(seed))
-        values = planar(eval_sample(image, truth, PRESET)[0][None])
+        values = to_floats(eval_sample(image, truth, PRESET)[0][None])
         brightness, saturation = np.float32([drawn.brightness]), np.float32([drawn.saturation])
         expected = recoloured(values, brightness, saturation)[0].transpose(1, 2, 0)
         assert np.abs(pixels - expected).max() <= 0.51  # rounded to 8 bits

@@ -21,7 +21,7 @@ from mobilefit import train
 from mobilefit.arch import NetSpec, spec
 from mobilefit.cli.main import Verbs
 from mobilefit.data import ClassificationData, ImageSet, Preset, load
-from mobilefit.data.preset import planar
+from mobilefit.data.preset import to_floats
 from mobilefit.errors import InputError
 from mobilefit.formats import torch_export
 from mobilefit.jobs import model as models
@@ -388,7 +388,7 @@ def test_imagenets_normalisation_is_the_one_that_recognises_clothes(shared_data:
     right = []
     for preset in ways:
         with torch.no_grad():
-            logits = found.network.eval()(torch.from_numpy(preset.normalise(planar(pixels))))
+            logits = found.network.eval()(torch.from_numpy(preset.normalise(to_floats(pixels))))
         known = [top in CLOTHES[name] for top, (_, name) in zip(logits.argmax(1).tolist(), photos)]
         right.append(sum(known) / len(known))
     assert right[0] > 0.6 and right[0] > right[1] + 0.15 and right[1] > right[2] + 0.15, right

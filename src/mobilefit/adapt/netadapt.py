@@ -32,8 +32,8 @@ TOP1 = "val_top1"
 Rule = Literal["ratio", "accuracy"]
 
 USUAL, LEAST = 0.01, 0.001
-"""Cuts, as parts of the seed's latency: the paper's, down to which a larger one is halved until half of the
-groups can make it, and that below which a cut is not worth a step."""
+"""Cuts, as parts of the seed's latency: a larger one than the paper's is halved until half of the groups can
+make it; one that none can make, until it is not worth a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class AdaptSettings:
     """The estimate must come under the target by this part of it; the measurement need not."""
     delta: float = 0.01
     """Least latency cut of a step, as a part of the seed's latency (V3 paper: 0.01), and of every proposal.
-    Where fewer than half of the groups can make it alone, their cut is halved, down to the paper's, and a
+    Where fewer than half of the groups can make it alone, their cut is halved, while it is above the paper's, and a
     step takes the best of them together."""
     decay: float = 1.0
     """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
@@ -204,11 +204,11 @@ class _Run:
         """
         spec, kinds, whole = self.network.spec, self.settings.kinds, float(self.origin["latency_ms"])
         enough = len(groups(spec, kinds)) / 2
-        while True:
+        found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds)
+        while len(found) < enough and cut > (USUAL if found else LEAST) * whole:
+            cut /= 2
             found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds)
-            if len(found) >= enough or cut <= LEAST * whole or (found and cut <= USUAL * whole):
-                return cut, found
-            cut = max(cut / 2, USUAL * whole) if cut > USUAL * whole else cut / 2
+        return cut, found
 
     def _planned(self, step: int) -> list[Proposal]:
         """The proposals of a step that was cut off: measuring anew might give others."""
@@ -260,8 +260,7 @@ class _Run:
         return float(max(estimate, last["measured_ms"] - target))
 
     def _steps_left(self) -> float:
-        over = float(self.accepted["latency_ms"]) - self.settings.target_ms
-        return max(1.0, over / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
+        return max(1.0, self._over() / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
 
     def _score(self, accuracy: float, latency_ms: float) -> float:
         """Larger is better.

@@ -17,7 +17,7 @@ from mobilefit.data.augment import Augment, Draws
 from mobilefit.data.images import ImageSet
 from mobilefit.data.order import Indices, Sampling, epoch_order
 from mobilefit.data.policy import policy
-from mobilefit.data.preset import Preset, planar
+from mobilefit.data.preset import Preset, to_floats
 from mobilefit.errors import MobilefitError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -80,7 +80,7 @@ def batches(
 
 
 def _plain_batch(image_set: ImageSet, preset: Preset, chosen: Indices) -> Batch:
-    values = planar(image_set.squares(chosen, preset.resolution, preset.crop_fraction))
+    values = to_floats(image_set.squares(chosen, preset.resolution, preset.crop_fraction))
     return torch.from_numpy(preset.normalise(values)), torch.from_numpy(image_set.labels[chosen])
 
 
@@ -161,7 +161,7 @@ class Feed:
                 # A last number of 0 would give the stream that the order is drawn from.
                 random = np.random.default_rng([self._seed, epoch, 1 + first + place])
                 image[...] = self._policy.apply(image, random)
-        values = planar(pixels)
+        values = to_floats(pixels)
         if draws.recolours:
             values = augmentation.recoloured(values, draws.brightness[part], draws.saturation[part])
         values = self._preset.normalise(values)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mobilefit.data.classification import SkippedFile
-from mobilefit.data.detection import DetectionData
+from mobilefit.data.detection import DetectionData, DetectionSet
 from mobilefit.data.inspect import Group, Pictures, looked_at
-from mobilefit.data.segmentation import SegmentationData
+from mobilefit.data.segmentation import SegmentationData, SegmentationSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,8 @@ class SceneInspection:
     def falsified(self) -> tuple[str, ...]:
         """What would make a result wrong: empty if nothing would."""
         said = [f"pictures of the test in training too: {len(self.leaks)}"] * bool(self.leaks)
-        said += [
-            f"{part}: nothing of {', '.join(names)}"
-            for part, names in self.lacking.items() if part == "train" and names
-        ]  # fmt: skip
+        if unseen := self.lacking["train"]:
+            said.append(f"train: nothing of {', '.join(unseen)}")
         return tuple(said)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,8 +93,8 @@ def inspect_scenes(
     )
 
 
-def _counts(images: Any, classes: tuple[str, ...]) -> dict[str, int]:
-    counts = images.counts if hasattr(images, "counts") else images.pixels[:-1]
+def _counts(images: DetectionSet | SegmentationSet, classes: tuple[str, ...]) -> dict[str, int]:
+    counts = images.counts if isinstance(images, DetectionSet) else images.pixels[:-1]
     return dict(zip(classes, counts.tolist(), strict=True))
 
 

@@ -76,7 +76,7 @@ class Preset:
         Raises:
             InputError: the file is missing or a bad image.
         """
-        planes = self.normalise(planar(self.pixels(image)[None]))
+        planes = self.normalise(to_floats(self.pixels(image)[None]))
         return np.ascontiguousarray(planes[0].transpose(1, 2, 0))
 
     def pixels(self, image: Image.Image | Path | str) -> Pixels:
@@ -146,7 +146,7 @@ def _triple(values: Any) -> Triple:
     return red, green, blue
 
 
-def planar(pixels: Pixels) -> Floats:
+def to_floats(pixels: Pixels) -> Floats:
     """Pixels [n, h, w, c] as float32 [n, c, h, w], channels last in memory, as networks are trained on them."""
     return pixels.astype(np.float32).transpose(0, 3, 1, 2)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from mobilefit.data.batches import ahead, batch_count
 from mobilefit.data.decode import Pixels
 from mobilefit.data.order import Indices
-from mobilefit.data.preset import Preset, planar
+from mobilefit.data.preset import Preset, to_floats
 
 Read = Callable[[int], tuple[Image.Image, Any]]
 """From an image's place in its set to the image, RGB, and its truth."""
@@ -95,7 +95,7 @@ class SceneFeed:
 
 def prepared(pixels: Sequence[Pixels], preset: Preset) -> torch.Tensor:
     """Pixels uint8 [h, w, 3] of several images as the network takes them: float32 [n, 3, h, w]."""
-    return torch.from_numpy(preset.normalise(planar(np.stack(pixels))))
+    return torch.from_numpy(preset.normalise(to_floats(np.stack(pixels))))
 
 
 def scene_batches(

@@ -173,12 +173,7 @@ def _scene_findings(found: SceneInspection) -> Iterator[str]:
     yield from _listed("pictures of the test in training too", map(_pictures, found.leaks))
     yield from _listed("files left out", [f"{file.path}: {file.why}" for file in found.broken])
     yield from (f"boxes: {what}" for what in found.boxes)
-    for part, groups in found.duplicates.items():
-        yield from _listed(f"{part}: pictures that it has more than once", map(_pictures, groups))
-    for part, names in found.lacking.items():
-        yield from _listed(f"{part}: classes that it lacks", names)
-    for part, names in found.small.items():
-        yield from _listed(f"{part}: images with a side under {found.resolution} px", names)
+    yield from _of_parts(found)
 
 
 def _loaded(source: str) -> str:
@@ -212,16 +207,21 @@ def _findings(found: Inspection) -> Iterator[str]:
     yield from _listed("pictures in more than one class", map(_pictures, found.conflicts))
     for part, files in found.broken.items():
         yield from _listed(f"{part}: broken files", [f"{file.path}: {file.why}" for file in files])
-    for part, groups in found.duplicates.items():
-        yield from _listed(f"{part}: pictures that it has more than once", map(_pictures, groups))
-    for part, names in found.lacking.items():
-        yield from _listed(f"{part}: classes that it lacks", names)
+    yield from _of_parts(found)
     for part, counts in found.tiny.items():
         tiny = [f"{name}: {count}" for name, count in counts.items()]
         yield from _listed(f"{part}: classes with fewer than {TINY_CLASS} images", tiny)
     for part, ratio in found.imbalance.items():
         if ratio >= IMBALANCE:
             yield f"{part}: {_extremes(found.counts[part])}, {ratio:.1f} times as many"
+
+
+def _of_parts(found: Inspection | SceneInspection) -> Iterator[str]:
+    """What is told of a part whatever its images are for."""
+    for part, groups in found.duplicates.items():
+        yield from _listed(f"{part}: pictures that it has more than once", map(_pictures, groups))
+    for part, names in found.lacking.items():
+        yield from _listed(f"{part}: classes that it lacks", names)
     for part, names in found.small.items():
         yield from _listed(f"{part}: images with a side under {found.resolution} px", names)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from mobilefit.arch.heads import SegmentationHead
 from mobilefit.arch.spec import NetSpec
 from mobilefit.errors import InputError
-from mobilefit.nn.layers import ConvNormAct, ResizeLike
+from mobilefit.nn.layers import ConvNormAct, GlobalPool, ResizeLike
 
 DROPOUT = 0.1
 """Of R-ASPP's merged map, in training (DeepLab keeps 0.9 of it)."""
@@ -54,13 +54,13 @@ class Segmentation(nn.Module):
         self.project = make(inputs, filters)
         if head.skip is None:
             self.taps: tuple[str, ...] = (head.tap,)
-            self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
+            self.pool: nn.Module = GlobalPool(1)
             self.image = make(inputs, filters)
             self.merge = make(2 * filters, filters)
             self.dropout = nn.Dropout(DROPOUT)
         else:
             self.taps = (head.tap, head.skip)
-            self.pool = nn.AdaptiveAvgPool2d(1) if head.pool is None else ImagePool(*head.pool)
+            self.pool = GlobalPool(1) if head.pool is None else ImagePool(*head.pool)
             self.gate = nn.Conv2d(inputs, filters, 1, bias=head.gate_bias)
             self.sigmoid = nn.Sigmoid()
             self.low = nn.Conv2d(layers["head.low"].inputs, head.num_classes, 1)
