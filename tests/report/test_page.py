@@ -73,7 +73,7 @@ def test_all_sections_in_one_well_formed_page(page: str) -> None:
         "design: clothing", "0.412 ms measured, within the budget of 0.420 ms", "NetAdapt",
         "87.33 %", "812 kB", "3.21 MB", "9f2c71d0e5ab", "An Example 9000", "avx512_vnni",
         "broken.jpg", "cut short after 812 bytes", "mobilefit design clothing --latency 0.42ms",
-        "blocks.1.expand 96 -> 88", "2,400", "15 min 6 s",
+        "blocks.1.expand 96 → 88", "2,400", "15 min 6 s",
     ):  # fmt: skip
         assert text in found.text, text
     assert "nan" not in found.text.lower().split() and "Undefined" not in page

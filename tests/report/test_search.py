@@ -404,7 +404,10 @@ def test_stages_are_as_high_as_the_deeper_network_has_them() -> None:
 
 def test_kinds_have_words_and_the_family_its_line() -> None:
     assert tables.kinds({})["seed"] == "seed network"
-    assert tables.kinds({"reference_spec": {"name": "x"}})["seed"] == "searched network"
+    for found in ({"search": {"trials": 2}}, {"results": [{"label": "x", "kind": "reference"}]}):
+        assert tables.kinds(found)["seed"] == "searched network"
+    # A design writes its family's spec whether or not it has searched.
+    assert tables.kinds({"search": None, "reference_spec": {"name": "x"}})["seed"] == "seed network"
     content = searched_record(ROWS)
     found = texts(plots.frontier_figure(content, []))
     for text in ("searched network", "the family's network", "NetAdapt, trained", "width multiplier"):

@@ -60,7 +60,7 @@ def test_netadapts_steps() -> None:
     found = tables.steps(netadapt())
     assert len(found) == 13
     assert found[0] == ("0", "seed", "0.570 ms", "0.585 ms", "-2.6 %", "88.00 %", "–", "–")
-    assert found[1][:5] == ("1", "blocks.1.expand 96 -> 88", "0.556 ms", "0.567 ms", "-2.0 %")
+    assert found[1][:5] == ("1", "blocks.1.expand 96 → 88", "0.556 ms", "0.567 ms", "-2.0 %")
     assert found[1][6:] == ("-0.32", "3")
     assert tables.steps([{"event": "accepted"}, {"event": "proposal"}, {}]) == [
         ("–", "", "–", "–", "–", "–", "–", "1")

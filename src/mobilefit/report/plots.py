@@ -69,8 +69,7 @@ def _draw_results(axis: Axes, record: tables.Row) -> list[Mark]:
     found = tables.entries(record)
     int8 = any(entry.accuracy_int8 for entry in found)
     words = tables.kinds(record)
-    searched = bool(record.get("search")) or any(entry.kind == "reference" for entry in found)
-    unscaled = "reference" if searched else "seed"
+    unscaled = "reference" if tables.searched(record) else "seed"
     family: list[tuple[float, float]] = []  # the hand-made network and its widths
     named: set[str] = set()
     for entry in found:

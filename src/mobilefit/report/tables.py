@@ -81,16 +81,20 @@ def _stat(values: Sequence[float]) -> Stat | None:
     return Stat(mean=statistics.fmean(values), spread=spread, values=tuple(values))
 
 
+def searched(record: Row) -> bool:
+    """Whether a search found the seed network: then the family's is among the results as well."""
+    return bool(record.get("search")) or any(entry.kind == "reference" for entry in entries(record))
+
+
 def kinds(record: Row) -> dict[str, str]:
     """What the kinds of ``results`` are called, in the order of their making.
 
     The seed network is a hand-made one of the family unless a search found it; then the family's
     network, which the width multiplier scales, is the reference.
     """
-    searched = bool(record.get("search") or record.get("reference_spec"))
     return {
         "reference": "the family's network",
-        "seed": "searched network" if searched else "seed network",
+        "seed": "searched network" if searched(record) else "seed network",
         "adapted": "NetAdapt, trained",
         "width": "width multiplier",
     }
@@ -273,7 +277,7 @@ def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         score = units.number(row.get("score"))
         seed = row["event"] == "seed"
         table.append((
-            str(row.get("step", units.NONE)), "seed" if seed else str(row.get("what", "")),
+            str(row.get("step", units.NONE)), "seed" if seed else str(row.get("what", "")).replace("->", "→"),
             units.ms(predicted), units.ms(measured), off, units.percent(row.get("accuracy")),
             units.NONE if seed or score is None else f"{score:.4g}",
             units.NONE if seed else str(proposals.count(row.get("step"))),
