@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
 from mobilefit.data import ImageSet, Preset
@@ -53,6 +56,18 @@ def network(seed: int = 0, spec: NetSpec = SPEC) -> Network:
         return build(spec)
 
 
+def with_fixed_statistics(net: Network) -> Network:
+    """The network with batch norm that looks at no batch: then nothing joins a batch's images but the loss."""
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.forward = partial(_by_running_statistics, norm)  # type: ignore[method-assign]
+    return net
+
+
+def _by_running_statistics(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
 def train(net: Network, out: Path | None = None, **options: Any) -> FitResult:
     """Train ``net`` on :func:`shades`; options of :func:`fit`, or fields of the recipe."""
     fields = {key: options.pop(key) for key in list(options) if key in RECIPE.to_dict()}
@@ -69,7 +84,7 @@ def rows(out: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in RATES} for row in found]
 
 
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks agree in every bit, statistics included."""
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)

@@ -19,17 +19,18 @@ from mobilefit.errors import InputError
 from mobilefit.train import fit, open_fabric
 from mobilefit.train.ranks import SyncBatchNorm2d, synchronized
 
-from .small import PRESET, RECIPE, network, shades
+from .small import PRESET, RECIPE, network, shades, with_fixed_statistics
 
 STEPS, LR = 50, 2.0
 
 
-def started(out: Path, processes: int, **options: Any) -> subprocess.Popen[str]:
+def started(
+    out: Path, processes: int, *, script: str = "train/ranks_script.py", **options: Any
+) -> subprocess.Popen[str]:
     out.mkdir(exist_ok=True)
     words = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-        "--max-restarts=1",
-        "train/ranks_script.py", str(out), json.dumps(options),
+        "--max-restarts=1", script, str(out), json.dumps(options),
     ]  # fmt: skip
     tests = Path(__file__).parents[1]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
@@ -102,11 +103,8 @@ def test_the_first_process_alone_writes(two: Path) -> None:
 
 def test_accumulated_parts_are_one_batch_but_for_batch_norm(tmp_path: Path) -> None:
     """With frozen statistics in every row nothing but rounding differs."""
-    whole, parts = network(), network()
+    whole, parts = with_fixed_statistics(network()), with_fixed_statistics(network())
     for net, accumulate in ((whole, 1), (parts, 4)):
-        for norm in net.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.forward = nn.BatchNorm2d(norm.num_features).eval().forward  # type: ignore[method-assign]
         recipe = replace(RECIPE, accumulate=accumulate, dropout=0.0, ema_decay=None)
         fit(net, shades(), preset=PRESET, seed=5, steps=6, accelerator="cpu", recipe=recipe)
     for key, value in whole.state_dict().items():

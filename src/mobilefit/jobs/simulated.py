@@ -72,8 +72,11 @@ class _Resized:
     objective: Objective
     spec: NetSpec
 
-    def mixed(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
-        return self.objective.mixed(images, targets)
+    def prepared(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        return self.objective.prepared(images, targets)
+
+    def count(self, targets: Any) -> int:
+        return self.objective.count(targets)
 
     def __call__(self, outputs: Any, targets: Any, images: Tensor) -> Tensor:
         return self.objective(resized(outputs, self.spec), targets, images)

@@ -238,9 +238,14 @@ class Losses:
     """Anchors that answer for a box."""
 
     @property
+    def total(self) -> Tensor:
+        """Classes and boxes together."""
+        return self.classes + self.boxes
+
+    @property
     def mean(self) -> Tensor:
         """Classes and boxes together, a match."""
-        return (self.classes + self.boxes) / max(self.matches, 1)
+        return self.total / max(self.matches, 1)
 
 
 def ssd_loss(

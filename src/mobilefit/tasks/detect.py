@@ -20,7 +20,7 @@ from mobilefit.data.detection_augment import collate, detection_augment, eval_sa
 from mobilefit.data.scenes import SceneFeed, scene_batches
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.nn.boxes import Detections, detections, detector_head, spec_anchors, ssd_loss
+from mobilefit.nn.boxes import Detections, detections, detector_head, match, spec_anchors, ssd_loss
 from mobilefit.tasks.metrics import DetectionMetric, DetectionScore
 from mobilefit.train.evaluate import evaluating
 from mobilefit.train.loss import Teacher
@@ -75,13 +75,16 @@ class _Objective:
     anchors: Tensor
     scoring: Any
 
-    def mixed(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
-        return images, targets
+    def prepared(self, images: Tensor, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return images, (*targets, match(*targets, self.anchors))
 
-    def __call__(self, outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor], images: Tensor) -> Tensor:
-        boxes, labels = targets
-        # The references divide by the matches of a whole batch, not of each image.
-        return ssd_loss(*outputs, boxes, labels, self.anchors, self.scoring).mean * len(images)
+    def count(self, targets: tuple[Tensor, ...]) -> int:
+        *_, matched = targets
+        return int((matched >= 0).sum())  # the references divide by the matches of a batch, not of each image
+
+    def __call__(self, outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        boxes, labels, matched = targets
+        return ssd_loss(*outputs, boxes, labels, self.anchors, self.scoring, matched=matched).total
 
 
 class Detect:

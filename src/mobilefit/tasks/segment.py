@@ -59,15 +59,16 @@ class SegmentationEvaluation:
 class _Objective:
     smoothing: float
 
-    def mixed(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+    def prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return images, targets
 
+    def count(self, targets: Tensor) -> int:
+        return int((targets != IGNORED).sum())  # crops without any labelled pixel count for nothing
+
     def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
-        loss = F.cross_entropy(
+        return F.cross_entropy(
             outputs.float(), targets, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
         )
-        # The mean over the labelled pixels of the batch: crops without any count for nothing.
-        return loss / (targets != IGNORED).sum().clamp(min=1) * len(images)
 
 
 class Segment:

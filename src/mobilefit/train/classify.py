@@ -24,8 +24,11 @@ class _Objective:
     criterion: Criterion
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
 
-    def mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return (images, targets) if self.mix is None else self.mix(images, targets)
+
+    def count(self, targets: Tensor) -> int:
+        return len(targets)
 
     def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         return self.criterion(outputs, targets, images)

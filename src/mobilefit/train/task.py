@@ -30,11 +30,17 @@ class Feed(Protocol):
 class Objective(Protocol):
     """What is minimised."""
 
-    def mixed(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
-        """A batch with images mixed, where the recipe mixes; drawn from torch's global generator."""
+    def prepared(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """A batch as the loss wants it: images mixed, where the recipe mixes (drawn from torch's global
+        generator), boxes matched with anchors."""
+
+    def count(self, targets: Any) -> int:
+        """How many there are, in prepared targets, of what the loss is a mean over: images, anchors that
+        answer for a box, labelled pixels. It is divided by their number in the whole batch, however many
+        parts or processes share that."""
 
     def __call__(self, outputs: Any, targets: Any, images: Tensor) -> Tensor:
-        """The sum of the images' losses."""
+        """The sum of their losses."""
 
 
 class Found(Protocol):

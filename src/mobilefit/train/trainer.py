@@ -61,7 +61,7 @@ class Trainer:
         return learning_rate(self.recipe, self.done, self.plan.steps, self.plan.steps_per_epoch)
 
     def step(self, images: Tensor, targets: Targets, lr: float | None = None) -> float:
-        """Take one step and return the loss before it, the mean over the images of all processes.
+        """Take one step and return the loss before it, the mean over the whole batch of all processes.
 
         Args:
             images: [n, 3, h, w], this process's part of the batch.
@@ -91,10 +91,10 @@ class Trainer:
         return value
 
     def _gradients(self, images: Tensor, targets: Targets) -> float:
-        """Gradients of the mean loss over the images of all processes, and that loss."""
-        count = len(images)
-        images, targets = self._objective.mixed(images, targets)
-        (of_all,) = total(self.fabric, count)
+        """Gradients of the mean loss over the whole batch of all processes, and that loss."""
+        images, targets = self._objective.prepared(images, targets)
+        (counted,) = total(self.fabric, self._objective.count(targets))
+        of_all = max(counted, 1)  # a batch may hold nothing: no box, no labelled pixel
         losses = []
         share = self.recipe.accumulate
         pieces = list(zip(images.tensor_split(share), _split(targets, share), strict=True))
