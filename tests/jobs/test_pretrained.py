@@ -420,12 +420,27 @@ def answer(teacher: pretrained.Teacher) -> Tensor:
     return teacher(normalised(raw(), STUDENT.mean, STUDENT.std))
 
 
+def sized(images: Tensor, side: int) -> Tensor:
+    return nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
 def test_our_own_weights_teach(own: Path) -> None:
     found = pretrained.teacher(own, STUDENT, CLASSES)
     with torch.no_grad():
         expected = load_network(own).eval()(normalised(raw(), COLOURFUL.mean, COLOURFUL.std))
     assert close(answer(found), expected)
     assert found.source == str(own)
+
+
+def test_a_teacher_sees_images_of_the_size_that_it_was_trained_at(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_weights(network(TINY), path, preset=replace(STUDENT, resolution=48).to_dict())
+    images = normalised(raw(), STUDENT.mean, STUDENT.std)
+    net = load_network(path).eval()
+    for side, wanted in ((None, 48), (40, 40)):
+        found = pretrained.teacher(path, STUDENT, CLASSES, side=side)
+        with torch.no_grad():
+            assert found.side == wanted and close(found(images), net(sized(images, wanted)))
 
 
 def test_a_teacher_with_the_students_normalisation_sees_the_very_batch(tmp_path: Path) -> None:
@@ -450,8 +465,8 @@ def test_any_model_teaches_with_the_users_own_weights(name: str, tmp_path: Path)
         known = timm.get_pretrained_cfg(name.removeprefix("timm:"))
         mean, std = known.mean, known.std
     with torch.no_grad():
-        expected = peer(normalised(raw(), mean, std))
-    assert close(answer(found), expected)
+        expected = peer(sized(normalised(raw(), mean, std), found.side))
+    assert found.side >= 160 and close(answer(found), expected)
 
 
 def test_a_model_of_one_size_sees_images_of_that_size(tmp_path: Path) -> None:
@@ -460,7 +475,7 @@ def test_a_model_of_one_size_sees_images_of_that_size(tmp_path: Path) -> None:
     found = pretrained.teacher(f"timm:test_vit={tmp_path / 'vit.pth'}", STUDENT, CLASSES)
     images = normalised(raw(), (0.5,) * 3, (0.5,) * 3)
     with torch.no_grad():
-        expected = peer(nn.functional.interpolate(images, (160, 160), mode="bilinear", antialias=True))
+        expected = peer(sized(images, 160))
     assert found.side == 160 and close(answer(found), expected)
 
 
@@ -469,7 +484,7 @@ def test_a_file_of_torchvisions_layout_teaches_without_a_name(tmp_path: Path) ->
     torch.save(peer.state_dict(), tmp_path / "v3.pth")
     found = pretrained.teacher(tmp_path / "v3.pth", STUDENT, CLASSES)
     with torch.no_grad():
-        assert close(answer(found), peer(normalised(raw(), *IMAGENET)))
+        assert close(answer(found), peer(sized(normalised(raw(), *IMAGENET), 224)))
 
 
 def test_an_exported_program_teaches(tmp_path: Path) -> None:
@@ -493,7 +508,7 @@ def test_a_hubs_model_teaches_the_classes_that_it_knows(tmp_path: Path, monkeypa
     monkeypatch.setattr(weights.value, "url", "http://127.0.0.1:1/any.pth")
     found = pretrained.teacher("torchvision:mobilenet_v2", STUDENT, tuple(map(str, range(1000))))
     with torch.no_grad():
-        assert close(answer(found), peer(normalised(raw(), *IMAGENET)))
+        assert close(answer(found), peer(sized(normalised(raw(), *IMAGENET), 224)))
 
 
 def test_a_teacher_gives_no_gradient_and_computes_as_the_student(own: Path) -> None:
@@ -517,9 +532,9 @@ def test_statistics_of_a_teacher_do_not_move(own: Path) -> None:
 # ---- teachers that are none
 
 
-def unfit(source: str | Path, classes: tuple[str, ...] = CLASSES, student: Preset = STUDENT) -> str:
+def unfit(source: str | Path, classes: tuple[str, ...] = CLASSES, side: int | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        pretrained.teacher(source, student, classes)
+        pretrained.teacher(source, STUDENT, classes, side=side)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -577,10 +592,10 @@ def test_a_teacher_that_takes_no_images_of_that_size(tmp_path: Path) -> None:
     peer = torchvision.models.squeezenet1_1(num_classes=3)
     torch.save(peer.state_dict(), tmp_path / "own.pth")
     source = f"torchvision:squeezenet1_1={tmp_path / 'own.pth'}"
-    assert pretrained.teacher(source, STUDENT, CLASSES)
-    said = unfit(source, student=Preset(resolution=8))
+    assert pretrained.teacher(source, Preset(resolution=8), CLASSES).side == 224
+    said = unfit(source, side=8)
     assert said.startswith(f"the teacher {source} takes no images of 8 px (")
-    assert said.endswith("choose another teacher, or raise --resolution")
+    assert said.endswith("give another --teacher-resolution")
 
 
 # ---- on the command line

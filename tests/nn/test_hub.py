@@ -126,9 +126,9 @@ def test_preprocessing_comes_with_the_name() -> None:
         assert found is not None and (found.mean, found.std) == expected, source
 
 
-def test_a_model_that_takes_one_size_says_so() -> None:
-    sides = {"timm:test_vit": 160, "torchvision:vit_b_16": 224, "timm:resnet18": None,
-             "torchvision:resnet18": None}  # fmt: skip
+def test_a_model_says_which_size_it_was_made_for() -> None:
+    sides = {"timm:test_vit": 160, "torchvision:vit_b_16": 224, "timm:resnet18": 224,
+             "torchvision:inception_v3": 299}  # fmt: skip
     for source, side in sides.items():
         found = model(source)
         assert found is not None and found.side == side, source
@@ -462,7 +462,7 @@ def test_a_users_file_tells_its_number_of_classes(name: str, tmp_path: Path) -> 
     torch.save({"state_dict": peer.build(4).state_dict()}, tmp_path / "own.pth")
     found = model(f"{name}={tmp_path / 'own.pth'}")
     assert found is not None
-    made, side = found.trained(), found.side or 64
+    made, side = found.trained(), found.side
     with torch.no_grad():
         assert made(torch.zeros(1, 3, side, side)).shape == (1, 4)
     first = next(iter(made.state_dict()))

@@ -291,17 +291,18 @@ def _few(classes: Sequence[str]) -> str:
 class Teacher:
     """A trained network that answers the student's batches: ``[N, 3, H, W]`` to logits ``[N, k]``.
 
-    Images come as the student sees them; the teacher's own normalisation, and the one side that some
-    models take, are brought about here. It follows the batch to its device and computes in the
-    precision around it (``torch.autocast``). No gradient goes through it.
+    Images come as the student sees them; the teacher's own normalisation and size are brought about
+    here: few networks know at half the size what they know at their own. It follows the batch to its
+    device and computes in the precision around it (``torch.autocast``). No gradient goes through it.
 
     Attributes:
         source: what it was made of, for records.
+        side: of the images that it sees, pixels.
     """
 
     def __init__(
         self, network: nn.Module, source: str, *, student: Preset, mean: Triple, std: Triple,
-        side: int | None = None,
+        side: int,
     ) -> None:  # fmt: skip
         self.source, self.side = source, side
         self._network = network.to(memory_format=torch.channels_last)
@@ -321,7 +322,7 @@ class Teacher:
             self._scale, self._shift = self._scale.to(self._device), self._shift.to(self._device)
         if not self._same:
             images = images * self._scale + self._shift
-        if self.side is not None and tuple(images.shape[2:]) != (self.side, self.side):
+        if tuple(images.shape[2:]) != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
         logits: Tensor = self._network(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
@@ -334,12 +335,12 @@ class _Knowledge:
     network: nn.Module
     mean: Triple
     std: Triple
-    side: int | None = None
+    side: int
     classes: tuple[str, ...] | None = None
 
 
 def teacher(
-    source: str | Path, preset: Preset, classes: Sequence[str], *, quiet: bool = False
+    source: str | Path, preset: Preset, classes: Sequence[str], *, side: int | None = None, quiet: bool = False
 ) -> Teacher:
     """The teacher of a distillation.
 
@@ -349,11 +350,13 @@ def teacher(
             ``timm:NAME=FILE`` for a model with your own weights.
         preset: the student's: how its batches are normalised.
         classes: the data's.
+        side: of the images that the teacher sees, pixels; ``None``: what it was made for, as its file or
+            its hub says, and where nothing says it, the student's.
         quiet: show no download.
 
     Raises:
         InputError: no such file or model, weights of another model, other classes than the data's,
-            or a model that takes no images of the student's size.
+            or a model that takes no images of this size.
     """
     name = str(source)
     model = hub.model(name)
@@ -373,9 +376,9 @@ def teacher(
             "train it on the data first",
         )
     made_of = Teacher(
-        found.network, name, student=preset, mean=found.mean, std=found.std, side=found.side
+        found.network, name, student=preset, mean=found.mean, std=found.std, side=side or found.side
     )
-    _require_outputs(name, _outputs(made_of, preset), classes)
+    _require_outputs(name, _outputs(made_of), classes)
     return made_of
 
 
@@ -401,30 +404,32 @@ def _of_weights(path: Path, student: Preset) -> _Knowledge:
         preset = _preset(saved, str(path)) or student
         network = weights.restored(saved, str(path)).eval()
         return _Knowledge(
-            network=network, mean=preset.mean, std=preset.std, classes=saved.classes
-        )
+            network=network, mean=preset.mean, std=preset.std, side=preset.resolution,
+            classes=saved.classes,
+        )  # fmt: skip
     spec = weights.recognised(saved.state, str(path))
     with torch.random.fork_rng(devices=[]):
         found = None if spec is None else weights.trained(Network(spec), path)
-    if found is None or found.layout == "timm":
+    if spec is None or found is None or found.layout == "timm":
         raise InputError(
             f"{path} does not say which model it is, or how its images are prepared",
             f"name the model: timm:NAME={path} or torchvision:NAME={path}",
         )
-    mean, std = IMAGENET if found.layout == "torchvision" else (student.mean, student.std)
-    return _Knowledge(network=_whole(found).eval(), mean=mean, std=std)
+    mean, std, side = student.mean, student.std, student.resolution
+    if found.layout == "torchvision":
+        (mean, std), side = IMAGENET, spec.input_size
+    return _Knowledge(network=_whole(found).eval(), mean=mean, std=std, side=side)
 
 
-def _outputs(made: Teacher, preset: Preset) -> int:
-    """How many logits it gives for an image of the student's size."""
-    side = preset.resolution
+def _outputs(made: Teacher) -> int:
+    """How many logits it gives for an image."""
     try:
-        return int(made(torch.zeros(1, 3, side, side)).shape[1])
+        return int(made(torch.zeros(1, 3, made.side, made.side)).shape[1])
     except Exception as error:  # torch's, or the model's own assertion
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise InputError(
-            f"the teacher {made.source} takes no images of {side} px ({reason})",
-            "choose another teacher, or raise --resolution",
+            f"the teacher {made.source} takes no images of {made.side} px ({reason})",
+            "give another --teacher-resolution",
         ) from error
 
 

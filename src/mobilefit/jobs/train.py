@@ -66,6 +66,9 @@ class TrainConfig(Overrides):
     )
     steps: int | None = option(None, help="optimizer steps, in place of --epochs")
     teacher: str | None = option(None, help="learn from a network too: its file, torchvision:NAME, timm:NAME[=FILE]")
+    teacher_resolution: int | None = option(
+        None, help="side of the images that the teacher sees, pixels (default: what it was made for)"
+    )
     holdout: float = option(0.1, help="part of the training images set apart to watch the training by")
     final: Literal["last", "best"] = option("last", help="which weights are the result: best by the held-out images")
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="where to train")
@@ -211,8 +214,9 @@ class _Job:
         if config.teacher is None:
             return None
         return pretrained.teacher(
-            config.teacher, self.preset, self.data.classes, quiet=self.voice.quiet
-        )
+            config.teacher, self.preset, self.data.classes, side=config.teacher_resolution,
+            quiet=self.voice.quiet,
+        )  # fmt: skip
 
     def _record(self, fitted: FitResult, found: Any) -> dict[str, Any]:
         config, spec = self.config, self.network.spec
@@ -259,7 +263,7 @@ def _check(config: TrainConfig) -> None:
     changes = _changes(config)
     lab.check_positive(
         width=config.width, resolution=config.resolution, columns=config.columns, steps=config.steps,
-        epochs=changes.get("epochs"), devices=config.devices, nodes=config.nodes, keep=config.keep,
+        teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices, nodes=config.nodes, keep=config.keep,
     )  # fmt: skip
     if config.steps is not None and "epochs" in changes:
         raise InputError("--steps and --epochs both say how long to train", "give one of them")

@@ -95,8 +95,8 @@ class Model:
     architecture: str
     mean: Triple
     std: Triple
-    side: int | None
-    """The only side of images, in pixels, that the model takes; ``None``: any."""
+    side: int
+    """Of the images that the model was made for, pixels."""
     classes: int
     """Outputs of the hub's weights."""
     url: str | None
@@ -255,10 +255,9 @@ def _torchvision_model(name: str) -> Model:
     weights: Any = found[name]
     kind = next(of for of, kind in known.items() if weights in kind)
     shown = weights.transforms()
-    least, side = min(weights.meta["min_size"]), int(shown.crop_size[0])
     return Model(
         hub="torchvision", name=str(weights), architecture=kind, mean=_triple(shown.mean),
-        std=_triple(shown.std), side=side if least == side else None,
+        std=_triple(shown.std), side=int(shown.crop_size[0]),
         classes=len(weights.meta["categories"]), url=weights.url,
     )  # fmt: skip
 
@@ -285,8 +284,7 @@ def _timm_model(name: str) -> Model:
     return Model(
         hub="timm", name=f"{architecture}.{found.tag}" if found.has_weights else architecture,
         architecture=architecture, mean=_triple(found.mean), std=_triple(found.std),
-        side=found.input_size[-1] if found.fixed_input_size else None,
-        classes=found.num_classes, url=url or None, repository=found.hf_hub_id,
+        side=found.input_size[-1], classes=found.num_classes, url=url or None, repository=found.hf_hub_id,
     )  # fmt: skip
 
 
