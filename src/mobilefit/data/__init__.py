@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobilefit.data.augment import AUGMENTS, INCEPTION, LIGHT, MILD, Augment
-from mobilefit.data.batches import Feed, batch_count, batches, by_workers
+from mobilefit.data.batches import Feed, batches, by_workers
 from mobilefit.data.classification import ClassificationData, SkippedFile
 from mobilefit.data.fashion_mnist import load_fashion_mnist
 from mobilefit.data.folder import load_folder
 from mobilefit.data.images import ImageSet
-from mobilefit.data.order import Sampling, class_weights
+from mobilefit.data.order import Sampling, batch_count, class_weights
 from mobilefit.data.preset import Preset
 from mobilefit.data.shards import is_shards, load_shards
 from mobilefit.errors import InputError, did_you_mean

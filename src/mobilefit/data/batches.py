@@ -15,23 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from mobilefit.data import augment as augmentation
 from mobilefit.data.augment import Augment, Draws
 from mobilefit.data.images import ImageSet
-from mobilefit.data.order import Indices, Sampling, epoch_order
+from mobilefit.data.order import Indices, Sampling, Steps, batch_count, epoch_order
 from mobilefit.data.policy import policy
 from mobilefit.data.preset import Preset, to_floats
 from mobilefit.errors import MobilefitError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-
-
-def batch_count(count: int, batch_size: int, *, train: bool) -> int:
-    """How many batches a pass over ``count`` images has.
-
-    In training the last batch is left out unless it is whole (batch norm wants batches of one
-    size), except that a set smaller than a batch is one batch.
-    """
-    if train and count >= batch_size:
-        return count // batch_size
-    return -(-count // batch_size)
 
 
 def batches(
@@ -102,41 +91,35 @@ class Feed:
         self, image_set: ImageSet, preset: Preset, batch_size: int, *, seed: int = 0,
         augment: Augment | None = None, sampling: Sampling | None = None, rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
-        self._set, self._preset, self._batch_size = image_set, preset, batch_size
+        self._set, self._preset = image_set, preset
+        self._steps = Steps(count=len(image_set), batch_size=batch_size, rank=rank, ranks=ranks)
         self._seed, self._augment = seed, augment
         self._sampling = sampling or Sampling()
-        self._rank, self._ranks = rank, ranks
         self._policy = None if augment is None else policy(augment.policy)
         self._drawn: tuple[int, Indices, Draws | None] | None = None
-        self.steps_per_epoch = batch_count(len(image_set), batch_size, train=True)
-
-    def _positions(self, step: int) -> tuple[int, Indices]:
-        """The pass that a step belongs to, and the places in it of this process's images."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        whole = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, len(self._set)))
-        return epoch, np.array_split(whole, self._ranks)[self._rank]
 
     def chosen(self, step: int) -> Indices:
         """Which images of the set a step's batch holds, int64 [n]."""
-        epoch, positions = self._positions(step)
-        return self._epoch(epoch)[0][positions]
+        epoch, places = self._steps.places(step)
+        return self._epoch(epoch)[0][places]
 
     def _look_ahead(self, step: int) -> None:
         """Let images at a distance be fetched before their step comes."""
-        steps = -(-self._set.ahead_count * self._ranks // self._batch_size)
-        end = min(step + 1 + steps, (step // self.steps_per_epoch + 1) * self.steps_per_epoch)
+        a_pass = self._steps.per_epoch
+        steps = -(-self._set.ahead_count * self._steps.ranks // self._steps.batch_size)
+        end = min(step + 1 + steps, (step // a_pass + 1) * a_pass)
         if coming := [self.chosen(number) for number in range(step + 1, end)]:
             self._set.ahead(np.concatenate(coming))
 
     def __call__(self, step: int) -> Batch:
         """Float32 [n, 3, resolution, resolution], channels last in memory, and int64 labels [n]."""
         self._look_ahead(step)
-        epoch, positions = self._positions(step)
+        epoch, places = self._steps.places(step)
         order, draws = self._epoch(epoch)
-        chosen = order[positions]
+        chosen = order[places]
         if draws is None:
             return _plain_batch(self._set, self._preset, chosen)
-        values = self._augmented(chosen, int(positions[0]), draws, epoch)
+        values = self._augmented(chosen, int(places[0]), draws, epoch)
         return torch.from_numpy(values), torch.from_numpy(self._set.labels[chosen])
 
     def _epoch(self, epoch: int) -> tuple[Indices, Draws | None]:
@@ -144,8 +127,9 @@ class Feed:
         if self._drawn is None or self._drawn[0] != epoch:
             random = np.random.default_rng([self._seed, epoch])
             order = epoch_order(
-                self._set, self._sampling, random, ranks=self._ranks, batch_size=self._batch_size
-            )
+                self._set, self._sampling, random, ranks=self._steps.ranks,
+                batch_size=self._steps.batch_size,
+            )  # fmt: skip
             draws = augmentation.draw(self._augment, len(order), random) if self._augment else None
             self._drawn = epoch, order, draws
         return self._drawn[1:]

@@ -14,6 +14,41 @@ from mobilefit.errors import InputError
 Indices = npt.NDArray[np.int64]
 
 
+def batch_count(count: int, batch_size: int, *, train: bool) -> int:
+    """How many batches a pass over ``count`` images has.
+
+    In training the last batch is left out unless it is whole (batch norm wants batches of one
+    size), except that a set smaller than a batch is one batch.
+    """
+    if train and count >= batch_size:
+        return count // batch_size
+    return -(-count // batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Which places of which pass each step of a training takes."""
+
+    count: int
+    """Images in a pass."""
+    batch_size: int
+    """Images of a step in all processes."""
+    rank: int = 0
+    """Which part of each batch is taken, of ``ranks``."""
+    ranks: int = 1
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in a pass."""
+        return batch_count(self.count, self.batch_size, train=True)
+
+    def places(self, step: int) -> tuple[int, Indices]:
+        """The pass that a step belongs to, and this process's places in it."""
+        epoch, number = divmod(step, self.per_epoch)
+        whole = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.count))
+        return epoch, np.array_split(whole, self.ranks)[self.rank]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a pass draws its images; it always has as many as the set."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mobilefit.data.batches import ahead, batch_count
+from mobilefit.data.batches import ahead
 from mobilefit.data.decode import Pixels
-from mobilefit.data.order import Indices
+from mobilefit.data.order import Indices, Steps, batch_count
 from mobilefit.data.preset import Preset, to_floats
 
 Read = Callable[[int], tuple[Image.Image, Any]]
@@ -60,31 +60,24 @@ class SceneFeed:
         self, count: int, read: Read, vary: Vary, collate: Callable[[list[Any]], Any], preset: Preset,
         batch_size: int, *, seed: int = 0, rank: int = 0, ranks: int = 1,
     ) -> None:  # fmt: skip
-        self._count, self._read, self._vary, self._collate = count, read, vary, collate
-        self._preset, self._batch_size, self._seed = preset, batch_size, seed
-        self._rank, self._ranks = rank, ranks
+        self._read, self._vary, self._collate = read, vary, collate
+        self._preset, self._seed = preset, seed
+        self._steps = Steps(count=count, batch_size=batch_size, rank=rank, ranks=ranks)
         self._drawn: tuple[int, Indices] | None = None
-        self.steps_per_epoch = batch_count(count, batch_size, train=True)
-
-    def _places(self, step: int) -> tuple[int, Indices]:
-        """The pass that a step belongs to, and the places in it of this process's images."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        whole = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, self._count))
-        return epoch, np.array_split(whole, self._ranks)[self._rank]
 
     def _order(self, epoch: int) -> Indices:
         if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._count)
+            self._drawn = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._steps.count)
         return self._drawn[1]
 
     def chosen(self, step: int) -> Indices:
         """Which images of the set a step's batch holds, int64 [n]."""
-        epoch, places = self._places(step)
+        epoch, places = self._steps.places(step)
         return self._order(epoch)[places]
 
     def __call__(self, step: int) -> tuple[torch.Tensor, Any]:
         """Float32 [n, 3, height, width] and the collated truths."""
-        epoch, places = self._places(step)
+        epoch, places = self._steps.places(step)
         order = self._order(epoch)
         found = [self._one(int(order[place]), [self._seed, epoch, 1 + int(place)]) for place in places]
         return prepared([pixels for pixels, _ in found], self._preset), self._collate([t for _, t in found])
