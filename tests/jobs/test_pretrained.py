@@ -18,7 +18,7 @@ from weights import randomized
 
 from jobs.small import CLASSES, SPEC, Refused, make_images, run
 from mobilefit import train
-from mobilefit.arch import NetSpec, spec
+from mobilefit.arch import NetSpec, detector, segmenter, spec
 from mobilefit.cli.main import Verbs
 from mobilefit.data import ClassificationData, ImageSet, Preset, load
 from mobilefit.data.preset import to_floats
@@ -271,6 +271,34 @@ def test_a_peers_weights_are_narrowed_in_every_family(
         wanted = stem[strongest[: made.stem.out].sort().values]
         assert torch.equal(kept, wanted)
     assert "with the largest L2 norm in their layers are kept" in found.note
+
+
+@pytest.mark.parametrize(
+    ("base", "made", "first"),
+    [(spec("mobilenet_v2"), segmenter(spec("mobilenet_v2")), "blocks.13.project"),
+     (SMALL, detector(SMALL, reduced=True), "blocks.8.project"),
+     (spec("mobilenet_v2"), detector(spec("mobilenet_v2").width(0.5)), "stem")],
+    ids=["segmenter", "detector", "width"],
+)  # fmt: skip
+def test_a_narrower_backbone_of_a_detector_or_segmenter_takes_the_strongest_channels(
+    base: NetSpec, made: NetSpec, first: str, tmp_path: Path
+) -> None:
+    wide = network(base)
+    save_weights(wide, tmp_path / "wide.safetensors", preset=COLOURFUL.to_dict())
+    made = made.classes(3)
+    found = pretrained.start_task(made, tmp_path / "wide.safetensors", STUDENT, CLASSES)
+    assert found.network.spec == made and found.preset.mean == COLOURFUL.mean
+    assert "the head is fresh; of its " in found.note
+    narrowed = False
+    for index in range(-1, len(made.blocks)):
+        parts = ["stem"] if index < 0 else [f"blocks.{index}.{part}" for part in ("expand", "project")]
+        for name in (part for part in parts if f"backbone.{part}.conv.weight" in wide.state_dict()):
+            kept, of = (net.layer(f"{name}.norm").weight for net in (found.network, wide))
+            assert bool(torch.isin(kept, of).all()), name  # random scales tell channels apart
+            narrowed |= name == first
+            assert narrowed or torch.equal(kept, of), name
+            assert name != first or len(kept) < len(of)
+    assert narrowed
 
 
 def test_a_wider_network_is_refused(own: Path, data: ClassificationData) -> None:

@@ -89,6 +89,8 @@ def start_task(
 ) -> Start:  # fmt: skip
     """A detector or segmenter with fresh weights, with a classifier's backbone, or as it was trained.
 
+    Of a wider backbone, whose last stage is not halved say, the channels with the largest L2 norm are kept.
+
     Args:
         spec: the network, with the data's number of classes and its input's size.
         source: as of :func:`start`; also a network of the same task, ours or torchvision's, whose head is
@@ -99,18 +101,28 @@ def start_task(
     Raises:
         InputError: as of :func:`start`.
     """
-    network = fresh(spec, seed)
     if source is None:
-        return Start(network=network, preset=usual)
+        return Start(network=fresh(spec, seed), preset=usual)
     model = hub.model(str(source), classifier_of(spec))
     path = _file(str(source)) if model is None else model.fetch(quiet=quiet)
     found = read_backbone(spec, path, path.name)
-    done = backbone_from(network, found, new_classes=found.saved.classes not in (None, tuple(classes)))
+    network = fresh(_as_wide(spec, found.spec), seed)
+    done = [backbone_from(network, found, new_classes=found.saved.classes not in (None, tuple(classes)))]
+    network, note = _narrowed(network, weights.trained_with(spec, network.spec.padding, network.spec.norm.eps))
+    done += note
     mean, std, unknown = _normalisation(found, model, usual)
     told = f"weights: {path if model is None else f'{model.title}, {path.name}'} ({_content(path)})"
     return Start(
-        network=network, preset=replace(usual, mean=mean, std=std), note="; ".join((told, done, *unknown))
+        network=network, preset=replace(usual, mean=mean, std=std), note="; ".join((told, *done, *unknown))
     )
+
+
+def _as_wide(spec: NetSpec, theirs: NetSpec) -> NetSpec:
+    """The network with a backbone as wide as weights of its rows have it, if its own is narrower."""
+    blocks = tuple(replace(own, expand=b.expand, out=b.out) for own, b in zip(spec.blocks, theirs.blocks, strict=True))
+    last = replace(spec.last, out=theirs.last.out) if spec.last and theirs.last else spec.last
+    whole = replace(spec, stem=replace(spec.stem, out=theirs.stem.out), blocks=blocks, last=last)
+    return spec if _wider(spec, whole) or _torn(spec, whole) else whole
 
 
 def fresh(spec: NetSpec, seed: int = 0) -> Network:
@@ -163,40 +175,53 @@ def _whole(found: Trained) -> Network:
 
 def _require_narrower(spec: NetSpec, found: Trained) -> None:
     """See that every channel of a network is there to be taken."""
-    have = layer_widths(found.spec)
-    wider = [f"{place} is {have[place]}, the network's is {width}"
-             for place, width in layer_widths(spec).items() if width > have[place]]  # fmt: skip
-    if wider:
+    if wider := _wider(spec, found.spec):
         raise InputError(
             f"{found.name} fits another network than '{spec.name}': " + listed(wider),
             "weights can be carried over to a narrower network, not to a wider one",
         )
-    pairs = zip(_residuals(found.spec), _residuals(spec), strict=True)
-    torn = [f"blocks.{row}" for row, (there, here) in enumerate(pairs) if there and not here]
-    if torn:
+    if torn := _torn(spec, found.spec):
         raise InputError(
             f"{found.name} has a shortcut in {', '.join(torn)}, where '{spec.name}' has none",
             "give the rows that share a shortcut one width",
         )
 
 
+def _wider(spec: NetSpec, theirs: NetSpec) -> list[str]:
+    """Where a network is wider than weights of its rows."""
+    have = layer_widths(theirs)
+    return [f"{place} is {have[place]}, the network's is {width}"
+            for place, width in layer_widths(spec).items() if width > have[place]]  # fmt: skip
+
+
+def _torn(spec: NetSpec, theirs: NetSpec) -> list[str]:
+    """The blocks with a shortcut in the weights alone."""
+    pairs = zip(_residuals(theirs), _residuals(spec), strict=True)
+    return [f"blocks.{row}" for row, (there, here) in enumerate(pairs) if there and not here]
+
+
 def _residuals(spec: NetSpec) -> list[bool]:
     return [block.has_residual(width) for block, width in zip(spec.blocks, spec.widths)]
+
+
+def _narrowed(network: Network, target: NetSpec) -> tuple[Network, list[str]]:
+    """A network of the same rows in these widths, the strongest channels kept, and what that was."""
+    have, kept = (sum(layer_widths(spec).values()) for spec in (network.spec, target))
+    if kept == have:
+        return network, []
+    with torch.random.fork_rng(devices=[]):
+        network = transfer(network, target)
+    return network, [f"of its {have} channels the {kept} with the largest L2 norm in their layers are kept"]
 
 
 def _carried(
     new: Network, found: Trained, classes: tuple[str, ...]
 ) -> tuple[Network, list[str]]:
     """The weights in a network of the widths that are asked for, and what was done for that."""
-    network, done = _whole(found), []
     _require_narrower(new.spec, found)
     outputs, wanted = found.spec.head.num_classes, new.spec.head.num_classes
     target = weights.trained_with(new.spec.classes(outputs), found.spec.padding, found.spec.norm.eps)
-    have, kept = (sum(layer_widths(spec).values()) for spec in (found.spec, target))
-    if kept < have:
-        with torch.random.fork_rng(devices=[]):
-            network = transfer(network, target)
-        done.append(f"of its {have} channels the {kept} with the largest L2 norm in their layers are kept")
+    network, done = _narrowed(_whole(found), target)
     network.spec = target.classes(wanted)
     if outputs != wanted or found.saved.classes not in (None, classes):
         network.head.logits = new.head.logits  # type: ignore[method-assign]

@@ -72,10 +72,10 @@ def backbone_from(network: Network, found: Trained, *, new_classes: bool = False
     is of the same kind.
 
     Layers are loaded in their order up to the first whose widths differ, with padding and epsilon as in
-    their training. That one, what follows, and the head stay fresh: where the last stage is halved, nothing
-    of the whole one's tail. (``adapt.transfer`` makes a backbone narrower by its strongest channels; begin
-    with that to keep some of it.) A dilated backbone takes the weights of the same rows with strides. Of a
-    head of the same kind the predictions of classes stay fresh where they are of another number.
+    their training. That one, what follows, and the head stay fresh. (``adapt.transfer`` makes a backbone
+    narrower by its strongest channels; :func:`mobilefit.jobs.pretrained.start_task` begins with that.) A
+    dilated backbone takes the weights of the same rows with strides. Of a head of the same kind the
+    predictions of classes stay fresh where they are of another number.
 
     Args:
         network: with fresh weights.
