@@ -2,6 +2,7 @@
 
     python -m benchmarks.scenes bccd DATA WEIGHTS       # SSDLite: MobileNetV2 from ImageNet, V3-Small from scratch
     python -m benchmarks.scenes camvid DATA WEIGHTS     # LR-ASPP and R-ASPP on MobileNetV2 from ImageNet
+    python -m benchmarks.scenes netadapt DATA           # the trained MobileNetV2 detector at 0.75 of its latency
     python -m benchmarks.scenes detectors DATA          # V3-Small: halved or whole; V2; two seeds, from scratch
     python -m benchmarks.scenes segmenters DATA         # R-ASPP, LR-ASPP, F, halved, V2; two seeds, from scratch
     python -m benchmarks.scenes summary
@@ -22,8 +23,10 @@ from typing import Any
 
 from benchmarks.common import ROOT, header
 from mobilefit import arch
+from mobilefit.adapt import LOG
 from mobilefit.device import measure_many
 from mobilefit.jobs import pretrained
+from mobilefit.jobs.adapt import AdaptConfig, adapt
 from mobilefit.jobs.folder import RECORD, command
 from mobilefit.jobs.kinds import KINDS, Source
 from mobilefit.jobs.model import export
@@ -37,6 +40,7 @@ PROTOCOL = (
     "exported (boxes decoded and suppressed in the file; resized logits); seconds of training as it "
     "was, with what else the machine did"
 )
+MODEL = "model.safetensors"
 SEEDS = (1, 2)
 Rows = Iterator[tuple[str, TrainConfig]]
 
@@ -46,6 +50,18 @@ def bccd(data: str, weights: str) -> Rows:
     common: dict[str, Any] = {"data": data, "task": "detect", "holdout": 0.0}
     yield "bccd-v2-imagenet", TrainConfig(**common, model="mobilenet_v2", weights=weights)
     yield "bccd-v3-small-scratch", TrainConfig(**common, model="mobilenet_v3_small", epochs=200)
+
+
+def netadapt(data: str) -> Rows:
+    """The detector that :func:`bccd` trained, cut to 0.75 of its latency, and trained on from what is left."""
+    out, weights = RUNS / "netadapt", RUNS / "bccd-v2-imagenet" / MODEL
+    if not (out / RECORD).exists():
+        adapt(AdaptConfig(weights=weights, data=data, latency="75%", delta=0.1, tune_steps=5, out=out))
+    log = (out / "netadapt" / LOG).read_text()
+    write_atomic(RESULTS / "netadapt.jsonl", log)
+    yield "bccd-v2-adapted", TrainConfig(
+        data=data, task="detect", model=str(out / "adapted.json"), weights=str(out / MODEL), epochs=20, holdout=0.0
+    )  # type: ignore[call-arg]
 
 
 def camvid(data: str, weights: str) -> Rows:
@@ -112,7 +128,7 @@ def row(name: str, config: TrainConfig) -> dict[str, Any]:
     data = kind.load(Source(
         name=config.data, seed=config.seed, holdout=config.holdout, ignore=config.ignore_label
     ))  # fmt: skip
-    opened = pretrained.opened(config.out / "model.safetensors")
+    opened = pretrained.opened(config.out / MODEL)
     files = export(opened.network, data, opened.preset(data), seed=config.seed)
     latency = dict(zip(("float32", "int8"), measure_many([files.float32, files.int8]), strict=True))
     portable = replace(config, out=Path("runs"), resume=False, data=Path(config.data).name,
@@ -171,7 +187,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 MADE: dict[str, Callable[..., Rows]] = {
-    "bccd": bccd, "camvid": camvid, "detectors": detectors, "segmenters": segmenters
+    "bccd": bccd, "camvid": camvid, "netadapt": netadapt, "detectors": detectors, "segmenters": segmenters
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mobilefit.adapt import Group, groups, propose
-from mobilefit.arch import DETECTORS, FAMILY, SEGMENTERS, difference, spec
+from mobilefit.arch import DETECTORS, FAMILY, SEGMENTERS, NetSpec, difference, spec
 
 from .toy import POOLED, TOY, TOY_MADDS, milliseconds
 
@@ -206,6 +206,24 @@ def test_groups_that_cannot_save_enough_are_left_out() -> None:
     assert [p.what for p in propose(TOY, 17.0, milliseconds)] == ["blocks.2.expand 32 -> 8"]
     assert propose(TOY, 16.0, milliseconds) == []
     assert [p.group for p in propose(TOY, 20.12, milliseconds, ("bottleneck",))] == ["blocks.1.out"]
+
+
+@pytest.mark.parametrize("widest", [*range(0, 960, 104), 952])
+def test_few_widths_of_a_wide_layer_are_measured(widest: int) -> None:
+    """The widest of 119 that is fast enough, or that none is, from 14 of them at most."""
+    wide = replace(TOY, blocks=(*TOY.blocks[:2], replace(TOY.blocks[2], expand=960)))
+    measured = []
+
+    def latency(spec: NetSpec) -> float:
+        width = spec.blocks[2].expand
+        assert width is not None
+        if width < 960:  # the other groups' proposals
+            measured.append(width)
+        return float(width)
+
+    found = propose(wide, float(widest), latency, ("expansion",))
+    assert [p.width for p in found] == ([widest // 8 * 8] if widest >= 8 else [])
+    assert len(measured) <= 14 and len(set(measured)) == len(measured)
 
 
 def test_the_squeeze_is_computed_anew() -> None:

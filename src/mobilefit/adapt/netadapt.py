@@ -108,7 +108,7 @@ class Adapted:
 
 def adapt(
     seed_network: Network, settings: AdaptSettings, tools: Tools, out: Path, *, seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, label: str | None = None,
 ) -> Adapted:  # fmt: skip
     """Shrink a trained network to a latency.
 
@@ -117,12 +117,13 @@ def adapt(
         out: folder for the log and the weights of the steps; what is there is taken up.
         seed: of the fine-tunings.
         say: takes a line of progress after every proposal.
+        label: what the search for proposals is called while it measures; ``None``: no progress is shown.
 
     Raises:
         InputError: no proposal meets the next cut: the target is out of reach, and the message says
             what was reached.
     """
-    run = _Run(seed_network, settings, tools, out, seed, say)
+    run = _Run(seed_network, settings, tools, out, seed, say, label)
     run.start()
     while not run.done():
         run.step_once()
@@ -136,10 +137,10 @@ def adapt(
 class _Run:
     def __init__(
         self, network: Network, settings: AdaptSettings, tools: Tools, out: Path, seed: int,
-        say: Callable[[str], None],
+        say: Callable[[str], None], label: str | None,
     ) -> None:  # fmt: skip
         self.network, self.settings, self.tools = network, settings, tools
-        self.out, self.seed, self.say = out, seed, say
+        self.out, self.seed, self.say, self.label = out, seed, say, label
         self.rows = read_jsonl(out / LOG)
         self.accepted: dict[str, Any] = {}
 
@@ -204,10 +205,10 @@ class _Run:
         """
         spec, kinds, whole = self.network.spec, self.settings.kinds, float(self.origin["latency_ms"])
         enough = len(groups(spec, kinds)) / 2
-        found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds)
+        found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
         while len(found) < enough and cut > (USUAL if found else LEAST) * whole:
             cut /= 2
-            found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds)
+            found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
         return cut, found
 
     def _planned(self, step: int) -> list[Proposal]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mobilefit.arch import ClassifierHead, Head, NetSpec, SegmentationHead, Task
+from mobilefit.progress import Progress
 
 Kind = Literal["expansion", "bottleneck", "head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -142,19 +143,34 @@ def _bottlenecks(spec: NetSpec) -> list[list[int]]:
 
 
 def propose(
-    spec: NetSpec, ceiling_ms: float, latency: Latency, kinds: tuple[Kind, ...] | None = None
-) -> list[Proposal]:
-    """For each group, the widest network at or under ``ceiling_ms``; groups that cannot are left out."""
-    made = (_widest(spec, group, ceiling_ms, latency) for group in groups(spec, kinds))
-    return [proposal for proposal in made if proposal is not None]
+    spec: NetSpec, ceiling_ms: float, latency: Latency, kinds: tuple[Kind, ...] | None = None, *,
+    label: str | None = None,
+) -> list[Proposal]:  # fmt: skip
+    """For each group, the widest network at or under ``ceiling_ms``; groups that cannot are left out.
+
+    Args:
+        label: what progress calls it; ``None``: none is shown.
+    """
+    found, wanted = [], groups(spec, kinds)
+    with Progress(len(wanted), label, unit="group") as progress:
+        for group in wanted:
+            found.append(_widest(spec, group, ceiling_ms, latency))
+            progress.update(1)
+    return [proposal for proposal in found if proposal is not None]
 
 
 def _widest(
     spec: NetSpec, group: Group, ceiling_ms: float, latency: Latency
 ) -> Proposal | None:
-    start = (group.width - 1) // STEP * STEP
-    for width in range(start, 0, -STEP):
-        predicted = latency(group.shrunk(spec, width))
-        if predicted <= ceiling_ms:
-            return Proposal.of(spec, group, width, predicted)
-    return None
+    """In strides that double from the group's width down, then by halves: each width is measured, and a wide
+    layer has a hundred. Where latency does not rise with the width, a wider one may be overlooked."""
+    widths = range((group.width - 1) // STEP * STEP, 0, -STEP)
+    over, under, stride, found = -1, len(widths), 1, None
+    while under - over > 1:
+        place = min(over + stride, under - 1) if found is None else (over + under) // 2
+        latency_ms = latency(group.shrunk(spec, widths[place]))
+        if latency_ms <= ceiling_ms:
+            under, found = place, Proposal.of(spec, group, widths[place], latency_ms)
+        else:
+            over, stride = place, 2 * stride
+    return found

@@ -141,11 +141,15 @@ class LatencyTable:
     @classmethod
     def build(
         cls, spec: NetSpec, *, worker: Worker | Phone | None = None,
-        file: Callable[[NetSpec], bytes] | None = None,
+        file: Callable[[NetSpec], bytes] | None = None, label: str | None = None,
     ) -> LatencyTable:  # fmt: skip
-        """A table for a network and its narrower relatives, fitted to where the worker measures."""
+        """A table for a network and its narrower relatives, fitted to where the worker measures.
+
+        Args:
+            label: what progress calls it; ``None``: none is shown.
+        """
         table = cls(device=_device(worker), worker=worker, file=file)
-        table.fit([spec.width(width) for width in FIT_WIDTHS])
+        table.fit([spec.width(width) for width in FIT_WIDTHS], label)
         return table
 
     def predict(self, spec: NetSpec) -> float:
@@ -173,10 +177,11 @@ class LatencyTable:
                 self.rows[key] = self._time(unit, spec)
                 progress.update(1)
 
-    def fit(self, specs: Sequence[NetSpec]) -> None:
+    def fit(self, specs: Sequence[NetSpec], label: str | None = None) -> None:
         """Fit offset and scale, by least squares on the relative error, to measured networks."""
+        self.ensure(specs, label)
         sums = [sum(self.row_times(spec).values()) for spec in specs]
-        measured = self.measure(specs)
+        measured = self.measure(specs, label)
         weights = [1 / value**2 for value in measured]
         total = sum(weights)
         mean_x = sum(w * x for w, x in zip(weights, sums)) / total

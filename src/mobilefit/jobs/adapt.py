@@ -78,8 +78,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
                                  decay=config.decay, rule=config.rule)  # fmt: skip
         with run.timed("netadapt"):
             found = netadapt.adapt(
-                network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice
-            )
+                network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice,
+                label=voice.label("looking for proposals"),
+            )  # fmt: skip
     spec = replace(found.spec, name=f"{network.spec.name}_adapted")
     write_atomic(run.path / "adapted.json", spec.to_json() + "\n")
     save_weights(

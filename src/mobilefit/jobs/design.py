@@ -371,7 +371,7 @@ class _Chain:
         )  # fmt: skip
         found = adapt.adapt(
             seed_network, settings, tools, self.run.path / "netadapt", seed=self.config.seed,
-            say=self.voice,
+            say=self.voice, label=self.voice.label("looking for proposals"),
         )  # fmt: skip
         return replace(found.spec, name=f"{self.seed_spec.name}_adapted")
 

@@ -208,8 +208,8 @@ class OpenTable:
         if source is not None:
             self._table = LatencyTable.load(source, worker=self.phone, file=int8_for_timing)
         else:
-            voice("building the latency table")
-            self._table = LatencyTable.build(spec, worker=self.phone, file=int8_for_timing)
+            label = voice.label("building the latency table")
+            self._table = LatencyTable.build(spec, worker=self.phone, file=int8_for_timing, label=label)
         self._table.save(self.path)
         return self
 
