@@ -6,7 +6,9 @@ everything here is free.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +57,21 @@ def open_fabric(
     if several:
         _join_restarted(fabric.device)
         fabric.launch()
+        if dist.get_backend() == "gloo":  # NCCL's is left by Fabric
+            atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Leave the other processes while Python is still whole.
+
+    Otherwise gloo's threads may free the tensors of the last exchange when it no longer is, and the process
+    aborts ("terminate called without an active exception", pytorch/pytorch#179291): torchrun would count a
+    training that is done as failed.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # DDP's cycles hold the group, whose threads end with it
 
 
 def _join_restarted(device: torch.device) -> None:
