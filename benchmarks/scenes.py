@@ -8,7 +8,7 @@
     python -m benchmarks.scenes summary
 
 Each training is a ``mobilefit train`` in ``runs/scenes``: what is finished there is taken up, and an interrupted
-one goes on. ``results/scenes`` gets a row for each, and ``scenes.md``.
+one goes on; ``--only bccd-v3-small-scratch`` makes one row. ``results/scenes`` gets a row for each, and ``scenes.md``.
 """
 
 from __future__ import annotations
@@ -196,8 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*MADE, "summary"])
     parser.add_argument("files", nargs="*", help="a data set, and weights")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone, of those that are made")
     options = parser.parse_args(arguments)
     for name, config in MADE[options.what](*options.files) if options.what in MADE else ():
+        if options.only and name not in options.only:
+            continue
         write_json(_place(name), {**header(PROTOCOL), **row(name, config)})
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_atomic(RESULTS / "scenes.md", summary())
