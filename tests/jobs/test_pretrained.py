@@ -463,10 +463,12 @@ def test_our_own_weights_teach(own: Path) -> None:
 def test_a_teacher_sees_images_of_the_size_that_it_was_trained_at(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_weights(network(TINY), path, preset=replace(STUDENT, resolution=48).to_dict())
+    unsaid = tmp_path / "unsaid.safetensors"  # without a preset, as files once were
+    save_weights(network(TINY.resolution(64)), unsaid)
     images = normalised(raw(), STUDENT.mean, STUDENT.std)
     net = load_network(path).eval()
-    for side, wanted in ((None, 48), (40, 40)):
-        found = pretrained.teacher(path, STUDENT, CLASSES, side=side)
+    for source, side, wanted in ((path, None, 48), (path, 40, 40), (unsaid, None, 64)):
+        found = pretrained.teacher(source, STUDENT, CLASSES, side=side)
         with torch.no_grad():
             assert found.side == wanted and close(found(images), net(sized(images, wanted)))
 

@@ -214,6 +214,7 @@ def test_a_loss_that_is_not_finite(
         (["--mixup", -1, "--dropout", 2], ["mixup is -1.0", "dropout is 2.0"]),
         (["--policy", "trivialaugmetn"], ["'trivialaugmetn'", "'trivialaugment'"]),
         (["--distillation", 0.5], ["--distillation needs a teacher"]),
+        (["--teacher-resolution", 48], ["--teacher-resolution is for a teacher"]),
         (["--teacher", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),
         (["--holdout", 0.9], ["holdout is 0.9"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from mobilefit.train import evaluate, fit, logits_of, open_fabric
 from mobilefit.train.trainer import Trainer
@@ -20,6 +22,8 @@ torch.set_num_threads(1)
 out, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 steps, killed_at = options.pop("steps", 50), options.pop("killed_at", None)
 recipe = replace(RECIPE, dropout=0.0, ema_decay=None, **options)
+rank = os.environ["RANK"]
+atexit.register(lambda: (out / f"joined-{rank}").write_text(str(dist.is_initialized())))  # runs after the later ones
 fabric = open_fabric("cpu")
 if killed_at is not None and fabric.global_rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     step = Trainer.step

@@ -94,6 +94,10 @@ def test_torchrun_starts_a_killed_process_again_from_the_last_checkpoint(two: Pa
     assert all(value.equal(b[key]) for key, value in a.items())
 
 
+def test_the_processes_part_before_python_ends(two: Path) -> None:
+    assert [(two / f"joined-{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
+
+
 def test_the_first_process_alone_writes(two: Path) -> None:
     names = {path.name for path in (two / "run").iterdir()}
     assert names == {"best.safetensors", "checkpoint.pt", "metrics.jsonl"}

@@ -205,10 +205,14 @@ class _Run:
         """
         spec, kinds, whole = self.network.spec, self.settings.kinds, float(self.origin["latency_ms"])
         enough = len(groups(spec, kinds)) / 2
-        found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
+
+        def making(cut: float) -> list[Proposal]:
+            return propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
+
+        found = making(cut)
         while len(found) < enough and cut > (USUAL if found else LEAST) * whole:
             cut /= 2
-            found = propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
+            found = making(cut)
         return cut, found
 
     def _planned(self, step: int) -> list[Proposal]:

@@ -426,7 +426,7 @@ def _of_program(path: Path) -> _Knowledge:
 def _of_weights(path: Path, student: Preset) -> _Knowledge:
     saved = weights.read_weights(path)
     if saved.spec is not None:
-        preset = _preset(saved, str(path)) or student
+        preset = _preset(saved, str(path)) or replace(student, resolution=saved.spec.input_size)
         network = weights.restored(saved, str(path)).eval()
         return _Knowledge(
             network=network, mean=preset.mean, std=preset.std, side=preset.resolution,

@@ -263,8 +263,11 @@ def _check(config: TrainConfig) -> None:
     changes = _changes(config)
     lab.check_positive(
         width=config.width, resolution=config.resolution, columns=config.columns, steps=config.steps,
-        teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices, nodes=config.nodes, keep=config.keep,
+        teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices,
+        nodes=config.nodes, keep=config.keep,
     )  # fmt: skip
+    if config.teacher_resolution is not None and config.teacher is None:
+        raise InputError("--teacher-resolution is for a teacher", "name one with --teacher")
     if config.steps is not None and "epochs" in changes:
         raise InputError("--steps and --epochs both say how long to train", "give one of them")
     if config.final == "best" and not config.holdout:

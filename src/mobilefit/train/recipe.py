@@ -238,7 +238,7 @@ RECIPES: dict[str, Recipe] = {
         bn_momentum=0.03, augment="ssdlite",
     ),
     "detect": Recipe(
-        task="detect", source="hundreds of images, an hour on a CPU: results/detection",
+        task="detect", source="hundreds of images, an hour on a CPU: results/scenes",
         epochs=60, batch_size=16, optimizer="adamw", lr=8e-3, weight_decay=0.05, schedule="cosine",
         warmup_epochs=1, warmup_from=0.1, label_smoothing=0.0, layer_decay=0.95, bn_momentum=0.1,
         augment="photo",
@@ -251,7 +251,7 @@ RECIPES: dict[str, Recipe] = {
         augment="deeplab",
     ),
     "segment": Recipe(
-        task="segment", source="hundreds of images, an hour on a CPU: results/segmentation",
+        task="segment", source="hundreds of images, an hour on a CPU: results/scenes",
         epochs=40, batch_size=8, optimizer="adamw", lr=0.02, weight_decay=0.05, schedule="cosine",
         warmup_epochs=1, warmup_from=0.1, label_smoothing=0.0, layer_decay=0.95, bn_momentum=0.1,
         augment="photo",
