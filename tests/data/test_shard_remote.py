@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import io
 import socket
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,10 +29,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, which take no time."""
     made: list[float] = []
-    sleep = time.sleep
     monkeypatch.setattr(shard_remote, "say", print)
-    monkeypatch.setattr(shard_remote.time, "sleep", lambda s: made.append(s) if s > 0.1 else sleep(s))
+    pause_by(monkeypatch, made.append)
     return made
+
+
+def pause_by(monkeypatch: pytest.MonkeyPatch, call: Callable[[float], None]) -> None:
+    """What is fetched pauses by ``call``; the server's own threads go on sleeping."""
+    monkeypatch.setattr(shard_remote, "time", SimpleNamespace(sleep=call))
 
 
 def fetched(server: Server, name: str = "0.tar") -> bytes:
@@ -91,7 +95,7 @@ def test_a_file_that_changes_in_between_is_fetched_from_its_begin(
         server.tag = '"2"'
         write_tar(server.folder / "0.tar", samples(50, 20))
 
-    monkeypatch.setattr(shard_remote.time, "sleep", change)
+    pause_by(monkeypatch, change)
     assert fetched(server) == content(server)
 
 

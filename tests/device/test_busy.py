@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,9 +30,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
                 write_text(folder / "topology/thread_siblings_list", siblings + "\n")
             if governor:
                 write_text(folder / "cpufreq/scaling_governor", governor + "\n")
-        monkeypatch.setattr(
-            busy.time, "sleep", lambda seconds: write(tmp_path / "proc/stat", after)
-        )
+        # A module of its own: other threads of this process may sleep too.
+        waiting = SimpleNamespace(sleep=lambda _: write(tmp_path / "proc/stat", after), monotonic=time.monotonic)
+        monkeypatch.setattr(busy, "time", waiting)
 
     return make
 
