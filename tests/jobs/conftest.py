@@ -1,6 +1,6 @@
 """The fixtures of ``jobs.small`` and ``jobs.serving``."""
 
-from jobs.serving import served
+from jobs.serving import browser, served
 from jobs.small import refused, steady, world
 
-__all__ = ["refused", "served", "steady", "world"]
+__all__ = ["browser", "refused", "served", "steady", "world"]

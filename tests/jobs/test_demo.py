@@ -41,10 +41,11 @@ def test_it_says_what_it_serves(served: Served, world: World) -> None:
     assert [model["numbers"] for model in about["models"]] == ["int8", "float32"]  # found beside
     for model, path in zip(about["models"], (world.int8, world.float32)):
         assert model["file"] == path.name and model["bytes"] == path.stat().st_size
-        assert model["name"] == "tiny" and model["resolution"] == 32
+        assert model["name"] == "tiny" and model["input"] == {"width": 32, "height": 32}
+        assert model["task"] == "classify" and model["fit"] == "crop"
         assert model["classes"] == list(CLASSES)
         accuracy, latency = model["accuracy"], model["latency"]
-        assert accuracy["top1"] > 0.5 and accuracy["images"] == "24 test images of shades"
+        assert accuracy["value"] > 0.5 and accuracy["images"] == "24 test images of shades"
         assert 0 < latency["p10_ms"] <= latency["median_ms"] <= latency["p90_ms"]
 
 
@@ -241,6 +242,7 @@ def test_what_the_demo_refuses(
     assert refused("demo", *[world.int8] * 3).startswith("3 files; name one or two")
     assert refused("demo", world.int8, "--port", 70000).startswith("--port is 70000")
     assert refused("demo", world.int8, "--max-mb", 0).startswith("--max-mb is 0")
+    assert refused("demo", world.int8, "--score", 2).startswith("--score is 2")
     assert "is no address" in refused("demo", world.int8, "--host", "no.such.host.invalid")
     assert "cannot serve at 192.0.2.1 port 7860" in refused(
         "demo", world.int8, "--host", "192.0.2.1"

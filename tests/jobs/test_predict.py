@@ -17,7 +17,7 @@ from PIL import Image
 from mobilefit.errors import InputError
 from mobilefit.jobs import frames
 from mobilefit.jobs.drawn import BAR, NARROWEST, captioned
-from mobilefit.jobs.predict import Classifier, PredictConfig, predict
+from mobilefit.jobs.predict import Classifier, PredictConfig, opened, predict
 from mobilefit.jobs.running import Runner, numbers
 from mobilefit.litert.graph import CODE, METADATA_NAME, Quantization, Tensor, parse, serialize
 
@@ -62,7 +62,7 @@ def test_integer_ends_give_what_float_ends_give(
     whole, edged = Runner(world.int8.read_bytes()), with_edges(world.int8.read_bytes(), dtype)
     runner = Runner(edged)
     assert runner.input.dtype == runner.output.dtype == dtype and runner.numbers == "int8"
-    preset = Classifier.load(world.int8).info.preset
+    preset = opened(world.int8).info.preset
     images = np.stack([preset.apply(picture(label, 77 + label)) for label in range(3)])
     images[2] *= 3  # beyond what the input can hold: clipped, not wrapped around
     step = whole(images[:1])[0, 0] and parse(edged).outputs[0].quantization
@@ -147,7 +147,7 @@ def test_a_row_an_image(world: World, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_pixels_are_those_of_training(world: World, tmp_path: Path) -> None:
-    classifier = Classifier.load(world.float32)
+    classifier = opened(world.float32)
     photo = picture(1, 5, (60, 44))
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -161,15 +161,15 @@ def test_the_pixels_are_those_of_training(world: World, tmp_path: Path) -> None:
 def test_an_interrupted_look_at_images_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shares, calls = Classifier.shares, []
+    run_file, calls = Classifier.run, []
 
     def interrupted(self: Classifier, prepared: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return shares(self, prepared)
+        return run_file(self, prepared)
 
-    monkeypatch.setattr(Classifier, "shares", interrupted)
+    monkeypatch.setattr(Classifier, "run", interrupted)
     assert run("predict", world.int8, world.images / "red") == 130
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 and err.splitlines()[-1] == "mobilefit: interrupted"

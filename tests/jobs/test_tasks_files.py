@@ -31,7 +31,7 @@ from mobilefit.jobs import checks
 from mobilefit.jobs import export as export_job
 from mobilefit.jobs.ends import Served, labels
 from mobilefit.jobs.model import compiled, int8_for_timing
-from mobilefit.jobs.predict import PredictConfig, predict
+from mobilefit.jobs.predict import PredictConfig, opened, predict
 from mobilefit.jobs.running import File
 from mobilefit.litert import read_metadata
 from mobilefit.litert.graph import parse
@@ -249,9 +249,9 @@ def test_what_a_segmenter_ends_with(form: str, masks: tuple[Path, Path], tmp_pat
 
 def seen(file: Path, picture: Path) -> np.ndarray:
     """The class of each pixel."""
-    from mobilefit.jobs.predict import Segmenter
-
-    found: np.ndarray = Segmenter.load(file).labels(Image.open(picture).convert("RGB"))
+    network, image = opened(file), Image.open(picture).convert("RGB")
+    found = network.see(image, top=1, score=0.5).mask
+    assert found is not None
     return found
 
 
@@ -453,7 +453,8 @@ def test_a_file_of_another_task(world_of: Made, world: World, tmp_path: Path, re
     assert f"the network takes images with {kind}: " in refused("evaluate", world.images, file)
     float32 = world_of.file("float32")
     assert f"images with {kind}" in refused("quantize", float32, world.images, "--out", tmp_path / "q")
-    assert refused("demo", file) == f"{file}: is for --task {world_of.task}; give the file of a classifier"
+    said = refused("demo", file, world.int8)
+    assert f"{file} is for --task {world_of.task}, {world.int8} is for --task classify; name files of one" in said
     assert not (tmp_path / "q").exists()
 
 

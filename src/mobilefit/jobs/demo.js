@@ -3,6 +3,8 @@
 const at = (id) => document.getElementById(id);
 const [stage, picture, film, seen, problem] = ["stage", "picture", "film", "seen", "problem"].map(at);
 const LIVE_PAUSE_MS = 120; // between two frames of the camera
+const MOST_BOXES = 8; // that are listed; all are drawn
+const MEASURES = { classify: "right", detect: "mAP@0.5", segment: "mIoU" };
 let about = null;
 let asking = null; // the AbortController of the question under way
 let stream = null; // the camera, while it is on
@@ -17,7 +19,7 @@ function element(tag, parts = [], properties = {}) {
 
 const share = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
 const ms = (value) => `${value < 100 ? value.toPrecision(3) : Math.round(value)} ms`;
-const square = (side) => `${side}\u00a0×\u00a0${side}`;
+const sides = (width, height) => `${width}\u00a0×\u00a0${height}`;
 const bytes = (value) => (value < 1e6 ? `${Math.round(value / 1e3)} kB` : `${(value / 1e6).toFixed(1)} MB`);
 const count = (value) => (value < 1e6 ? `${Math.round(value / 1e3)} thousand` : `${(value / 1e6).toFixed(2)} million`);
 
@@ -47,14 +49,15 @@ const different = (values) => [...new Set(values)];
 
 function facts(model) {
   return [
-    `input ${square(model.resolution)}`, `${model.classes.length} classes`,
+    `input ${sides(model.input.width, model.input.height)}`, `${model.classes.length} classes`,
     `${count(model.params)} weights`, `${count(model.madds)} multiply-adds`,
   ].join(" · ");
 }
 
 function card(model, named) {
   const { latency } = model;
-  const right = model.accuracy ? ` · ${share(model.accuracy.top1)} right on ${model.accuracy.images}` : "";
+  const { accuracy } = model;
+  const good = accuracy ? ` · ${share(accuracy.value)} ${MEASURES[model.task]} on ${accuracy.images}` : "";
   const settled = latency.stable ? "" : " (not settled: the machine was busy)";
   const threads = `${latency.threads} thread${latency.threads === 1 ? "" : "s"}`;
   const spread = `median, p10–p90 ${latency.p10_ms.toPrecision(3)}–${ms(latency.p90_ms)}, ${threads}${settled}`;
@@ -63,7 +66,8 @@ function card(model, named) {
       element("h2", [named ? `${model.name}, ${model.numbers}` : model.numbers]),
       element("span", [element("b", [ms(latency.median_ms)])], { className: "latency" }),
     ]),
-    element("p", [`${spread} · ${model.file}, ${bytes(model.bytes)}${right}`], { className: "note", title: latency.device }),
+    element("p", [`${spread} · ${model.file}, ${bytes(model.bytes)}${good}`], { className: "note", title: latency.device }),
+    element("img", [], { className: "drawn", hidden: true, alt: `What ${model.file} found in the image` }),
     element("ol"),
     element("p", ["No image yet."], { className: "note run" }),
   ], { className: "model" });
@@ -107,29 +111,39 @@ function clear() {
   for (const section of document.querySelectorAll(".model")) {
     section.classList.remove("waiting");
     section.querySelector("ol").replaceChildren();
+    section.querySelector(".drawn").hidden = true;
     section.querySelector(".run").textContent = "No image yet.";
   }
 }
 
 function show(section, found, decodeMs) {
-  section.querySelector("ol").replaceChildren(...found.classes.map((row) => {
+  const drawn = section.querySelector(".drawn");
+  drawn.hidden = !found.drawn;
+  if (found.drawn) drawn.src = found.drawn;
+  const boxes = about.models[0].task === "detect" ? found.classes.length : null;
+  section.querySelector("ol").replaceChildren(...found.classes.slice(0, MOST_BOXES).map((row) => {
     const bar = element("i");
     bar.style.width = `${100 * row.share}%`;
     return element("li", [bar, element("span", [row.class]), element("span", [share(row.share)])]);
   }));
+  const number = boxes === null ? "" : boxes === 0 ? "Nothing was found. " : `${boxes} found. `;
   section.querySelector(".run").textContent =
-    `This image ran in ${ms(found.run_ms)}, handing it over included, and was decoded in ${ms(decodeMs)}.`;
+    `${number}This image ran in ${ms(found.run_ms)}, handing it over included, and was decoded in ${ms(decodeMs)}.`;
 }
 
-// What the network sees: the central square of the upright image.
+// What the network sees of the upright image: its central square, or all of it.
 function frame(width, height) {
-  const { crop_fraction: part, resolution } = about.models[0];
+  const { crop_fraction: part, fit, input } = about.models[0];
+  at("legend").hidden = false;
+  if (fit === "stretch") {
+    at("legend").textContent = `${sides(width, height)}; the network sees all of it at ${sides(input.width, input.height)}.`;
+    return;
+  }
   const side = part * Math.min(width, height);
   const box = { left: (width - side) / 2 / width, top: (height - side) / 2 / height, width: side / width, height: side / height };
   for (const [edge, value] of Object.entries(box)) seen.style[edge] = `${100 * value}%`;
   seen.hidden = false;
-  at("legend").hidden = false;
-  at("legend").textContent = `${width}\u00a0×\u00a0${height}; the network sees the square at ${square(resolution)}.`;
+  at("legend").textContent = `${sides(width, height)}; the network sees the square at ${sides(input.width, input.height)}.`;
 }
 
 function fill(shown) {

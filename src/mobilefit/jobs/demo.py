@@ -1,4 +1,4 @@
-"""A web page on this machine where one drops an image and sees what a file sees in it."""
+"""A web page on this machine where one drops an image and sees what a file sees in it: classes, boxes, masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobilefit.device import measure_many
 from mobilefit.errors import InputError
 from mobilefit.jobs.lab import check_positive
 from mobilefit.jobs.options import option
-from mobilefit.jobs.predict import Classifier
+from mobilefit.jobs.predict import Network, opened
 from mobilefit.progress import Voice
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,6 +33,7 @@ class DemoConfig:
     host: str = option("127.0.0.1", help="address to serve at; this machine alone unless changed")
     port: int = option(7860, help="port; the next free one if it is taken, any if 0")
     max_mb: float = option(10.0, help="largest upload in megabytes (1e6 bytes)")
+    score: float = option(0.5, help="of a detector: least score of the boxes that are shown, 0 to 1")
 
 
 def demo(config: DemoConfig) -> None:
@@ -44,19 +45,21 @@ def demo(config: DemoConfig) -> None:
     check_positive(max_mb=config.max_mb)
     if not 0 <= config.port < 65536:
         raise InputError(f"--port is {config.port}, must be 0 to 65535")
+    if not 0 <= config.score <= 1:
+        raise InputError(f"--score is {config.score}, must be from 0 to 1")
     if not 1 <= len(config.files) <= 2:
         raise InputError(f"{len(config.files)} files", "name one or two")
     server = _server()
     voice = Voice()
-    classifiers = _classifiers(config.files, voice)
+    networks = _networks(config.files, voice)
     with _listen(config.host, config.port, voice) as listening:
-        latencies = measure_many([classifier.runner.blob for classifier in classifiers])
-        for classifier, latency in zip(classifiers, latencies, strict=True):
-            print(f"{classifier.path}: {latency}")
+        latencies = measure_many([network.file.blob for network in networks])
+        for network, latency in zip(networks, latencies, strict=True):
+            print(f"{network.path}: {latency}")
         if config.host not in LOOPBACK:
             voice("other machines can reach the page, and over http browsers lend them no camera")
         app = server.application(
-            classifiers, latencies, max_bytes=math.ceil(config.max_mb * 1e6), host=config.host
+            networks, latencies, max_bytes=math.ceil(config.max_mb * 1e6), score=config.score, host=config.host
         )
         print(f"serving at {_address(listening)} (Ctrl-C ends it)", flush=True)
         server.serve(app, listening)
@@ -74,14 +77,18 @@ def _server() -> ModuleType:
     return demo_server
 
 
-def _classifiers(files: tuple[Path, ...], voice: Voice) -> list[Classifier]:
-    found = [Classifier.load(path) for path in files]
+def _networks(files: tuple[Path, ...], voice: Voice) -> list[Network]:
+    found = [opened(path) for path in files]
     beside = _beside(files[0]) if len(files) == 1 else None
     if beside is not None:
         try:
-            found.append(Classifier.load(beside))
+            found.append(opened(beside))
         except InputError as error:
             voice(f"left out: {error.message}")
+    tasks = [network.info.spec.task for network in found]
+    if len(set(tasks)) > 1:
+        said = ", ".join(f"{network.path} is for --task {task}" for network, task in zip(found, tasks, strict=True))
+        raise InputError(said, "name files of one task")
     return found
 
 

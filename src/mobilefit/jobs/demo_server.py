@@ -33,15 +33,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mobilefit.arch import Task
 from mobilefit.data.decode import BadImageError, decode
 from mobilefit.device import Latency
 from mobilefit.errors import InputError
-from mobilefit.jobs.predict import Classifier
+from mobilefit.jobs.drawn import jpeg
+from mobilefit.jobs.predict import Network
 from mobilefit.litert import read_metadata
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Decoded in memory; Pillow would hand EPS to Ghostscript, through a file."""
 SHOWN = 5
+"""Classes of an image."""
+DRAWN = 960
+"""Longest side of a picture with boxes or a mask, pixels."""
+MEASURES: dict[Task, str] = {"classify": "top1", "detect": "map50", "segment": "miou"}
+"""What of a file's own accuracy is shown."""
 UPLOAD_SECONDS = 120.0
 CONNECTIONS = 32
 """At once; each may hold an upload."""
@@ -59,15 +66,16 @@ HEADERS = {
 
 
 def application(
-    classifiers: Sequence[Classifier], latencies: Sequence[Latency], *, max_bytes: int, host: str
+    networks: Sequence[Network], latencies: Sequence[Latency], *, max_bytes: int, score: float, host: str
 ) -> Starlette:
-    """The page for one or more files, with their measured latencies.
+    """The page for one or more files of a task, with their measured latencies.
 
     Args:
         max_bytes: of an upload.
+        score: the least one of a box that is shown.
         host: what is served at; a ``Host`` header may name it.
     """
-    answers = _Answers(classifiers, latencies, max_bytes)
+    answers = _Answers(networks, latencies, max_bytes, score)
     return Starlette(
         routes=[
             *(Route(path, _page(name, kind)) for path, (name, kind) in PAGE.items()),
@@ -98,14 +106,14 @@ class _Refused(Exception):
 
 class _Answers:
     def __init__(
-        self, classifiers: Sequence[Classifier], latencies: Sequence[Latency], max_bytes: int
+        self, networks: Sequence[Network], latencies: Sequence[Latency], max_bytes: int, score: float
     ) -> None:
-        self._classifiers, self._latencies, self._max = classifiers, latencies, max_bytes
+        self._networks, self._latencies, self._max, self._score = networks, latencies, max_bytes, score
         self._turn = asyncio.Lock()  # one decoded image at a time: that bounds the memory
 
     async def about(self, request: Request) -> Response:
-        pairs = zip(self._classifiers, self._latencies, strict=True)
-        models = [_described(classifier, latency) for classifier, latency in pairs]
+        pairs = zip(self._networks, self._latencies, strict=True)
+        models = [_described(network, latency) for network, latency in pairs]
         return JSONResponse({"models": models, "max_bytes": self._max})
 
     async def predict(self, request: Request) -> Response:
@@ -136,21 +144,26 @@ class _Answers:
     def _seen(self, data: bytearray) -> dict[str, Any]:
         start = time.perf_counter()
         picture = _decoded(bytes(data))
-        decoded = time.perf_counter()
-        return {
-            "decode_ms": 1e3 * (decoded - start),
-            "models": [self._asked(classifier, picture) for classifier in self._classifiers],
-        }  # fmt: skip
+        decode_ms = 1e3 * (time.perf_counter() - start)
+        small = picture.copy()
+        small.thumbnail((DRAWN, DRAWN))
+        models = [self._asked(network, picture, small) for network in self._networks]
+        return {"decode_ms": decode_ms, "models": models}
 
-    def _asked(self, classifier: Classifier, picture: Image.Image) -> dict[str, Any]:
+    def _asked(self, network: Network, picture: Image.Image, small: Image.Image) -> dict[str, Any]:
         try:
-            prepared = classifier.prepare(picture)
+            prepared = network.prepare(picture)
             start = time.perf_counter()
-            shares = classifier.shares(prepared)
+            outputs = network.run(prepared)
             run_ms = 1e3 * (time.perf_counter() - start)
+            seen = network.seen(outputs, small, top=SHOWN, score=self._score)
         except InputError as error:
             raise _Refused(500, str(error)) from error
-        return {"classes": classifier.top(shares, SHOWN), "run_ms": run_ms}
+        boxes = [{"class": box["class"], "share": box["score"]} for box in seen.row.get("boxes", ())]
+        answer = {"classes": seen.row.get("classes", boxes), "run_ms": run_ms}
+        if network.info.spec.task != "classify":
+            answer["drawn"] = "data:image/jpeg;base64," + jpeg(seen.drawn())
+        return answer
 
 
 def _decoded(data: bytes) -> Image.Image:
@@ -174,22 +187,25 @@ def _most() -> str:
     return f"at most {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million are taken"
 
 
-def _described(classifier: Classifier, latency: Latency) -> dict[str, Any]:
-    info, cost = classifier.info, classifier.info.spec.cost()
+def _described(network: Network, latency: Latency) -> dict[str, Any]:
+    info, cost = network.info, network.info.spec.cost()
+    height, width = info.preset.shape
     return {
-        "file": classifier.path.name, "bytes": len(classifier.runner.blob),
-        "numbers": classifier.runner.numbers, "name": info.spec.name,
-        "resolution": info.preset.resolution, "crop_fraction": info.preset.crop_fraction,
+        "file": network.path.name, "bytes": len(network.file.blob),
+        "numbers": network.file.numbers, "name": info.spec.name, "task": info.spec.task,
+        "input": {"width": width, "height": height}, "fit": info.preset.fit,
+        "crop_fraction": info.preset.crop_fraction,
         "classes": info.classes, "params": cost.params, "madds": cost.madds,
-        "latency": latency.to_dict(), "accuracy": _accuracy(classifier),
+        "latency": latency.to_dict(), "accuracy": _accuracy(network),
     }  # fmt: skip
 
 
-def _accuracy(classifier: Classifier) -> dict[str, Any] | None:
-    """What the file says of its own accuracy, if it does."""
-    known = (read_metadata(classifier.runner.blob) or {}).get("accuracy")
-    mine = known.get(classifier.runner.numbers) if isinstance(known, dict) else None
-    return mine if isinstance(mine, dict) and {"top1", "images"} <= mine.keys() else None
+def _accuracy(network: Network) -> dict[str, Any] | None:
+    """What the file says of its own accuracy, if it does: ``{"value", "images"}``."""
+    known = (read_metadata(network.file.blob) or {}).get("accuracy")
+    mine = known.get(network.file.numbers) if isinstance(known, dict) else None
+    key = MEASURES[network.info.spec.task]
+    return {"value": mine[key], "images": mine["images"]} if isinstance(mine, dict) and {key, "images"} <= mine.keys() else None
 
 
 def _page(name: str, kind: str) -> Any:

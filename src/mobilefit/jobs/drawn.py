@@ -366,7 +366,7 @@ def boxes_beside(image: Image.Image, truth: Boxes, found: Found, classes: Sequen
                        dashed=~matched.found & ~truth.crowd)  # fmt: skip
     shown = draw_boxes(small, found.boxes[sure] * scale, found.labels[sure], found.scores[sure], classes,
                        dashed=matched.false[sure])  # fmt: skip
-    return {"truth_jpeg": _jpeg(right), "found_jpeg": _jpeg(shown)}
+    return {"truth_jpeg": jpeg(right), "found_jpeg": jpeg(shown)}
 
 
 def masks_beside(
@@ -376,7 +376,7 @@ def masks_beside(
     """Truth and prediction, [h, w] each, as JPEG in base64, without legends."""
     small = _with_longest(image.convert("RGB"), REPORT_SIDE)
     drawn = (draw_mask(small, mask, palette, classes, legend=False) for mask in (truth, found))
-    return dict(zip(("truth_jpeg", "found_jpeg"), map(_jpeg, drawn), strict=True))
+    return dict(zip(("truth_jpeg", "found_jpeg"), map(jpeg, drawn), strict=True))
 
 
 def class_colours(classes: Sequence[str], palette: Sequence[Colour] | None = None) -> list[str]:
@@ -384,7 +384,8 @@ def class_colours(classes: Sequence[str], palette: Sequence[Colour] | None = Non
     return [hexadecimal(colour) for colour in palette or colours(len(classes))]
 
 
-def _jpeg(picture: Image.Image) -> str:
+def jpeg(picture: Image.Image) -> str:
+    """A JPEG in base64."""
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=82)
     return base64.b64encode(file.getvalue()).decode()

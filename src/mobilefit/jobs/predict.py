@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from mobilefit.jobs.lab import check_positive
 from mobilefit.jobs.masks import Masks
 from mobilefit.jobs.model import FileInfo, file_info, naming, read_file
 from mobilefit.jobs.options import option
-from mobilefit.jobs.running import File, Runner
+from mobilefit.jobs.running import File, Floats, Runner
 from mobilefit.nn.boxes import Detections
 from mobilefit.progress import Progress, Voice
 from mobilefit.tasks.detect import Found
@@ -64,67 +65,76 @@ class Seen:
     """[h, w]: the class of each pixel."""
 
 
-class Network(Protocol):
-    """A LiteRT file of some task."""
-
-    info: FileInfo
-
-    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
-        """What there is in a picture.
-
-        Raises:
-            InputError: LiteRT does not take the file, or ended on it.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """A LiteRT file that names what is in a picture."""
+class Network(ABC):
+    """A LiteRT file that mobilefit wrote, and what it sees in a picture."""
 
     path: Path
     info: FileInfo
-    runner: Runner
+    file: File
 
     @classmethod
-    def load(cls, path: Path) -> Classifier:
-        """Open a file that mobilefit wrote.
+    def of(cls, path: Path, info: FileInfo, blob: bytes) -> Network:
+        """A file by its content.
 
         Raises:
-            InputError: it is missing, damaged, not one of ours, no classifier, or at odds with its own
-                description.
+            InputError: it is damaged, or at odds with its own description.
         """
-        blob = read_file(path)
-        info = file_info(blob, path)
-        with naming(path):
-            if info.spec.task != "classify":
-                raise InputError(f"is for --task {info.spec.task}", "give the file of a classifier")
-            runner = Runner(blob)
-            _check(runner, info, runner.output.shape[-1])
-        return cls(path=path, info=info, runner=runner)
+        file = File(blob)
+        _check(file, info, info.spec.head.num_classes)
+        return cls(path=path, info=info, file=file)
 
-    def prepare(self, picture: Image.Image) -> npt.NDArray[np.float32]:
+    def prepare(self, picture: Image.Image) -> Floats:
         """The picture as the network takes it, ``[1, height, width, 3]``."""
         return self.info.preset.apply(picture)[None]
 
-    def shares(self, prepared: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The softmax of the outputs, one share a class.
+    def run(self, prepared: Floats) -> list[Floats]:
+        """What the file gives.
 
         Raises:
             InputError: LiteRT does not take the file, or ended on it.
         """
         with naming(self.path):
-            logits = self.runner(prepared)[0]
+            return self.file.run(prepared)
+
+    @abstractmethod
+    def seen(self, outputs: Sequence[Floats], picture: Image.Image, *, top: int, score: float) -> Seen:
+        """What the outputs say of the picture, in its pixels.
+
+        Args:
+            picture: that was prepared, or the same one of another size.
+            top: how many classes.
+            score: of a detector: least score of a box.
+
+        Raises:
+            InputError: the file does not give what it says that it gives.
+        """
+
+    def see(self, picture: Image.Image, *, top: int, score: float) -> Seen:
+        """What there is in a picture: all three steps."""
+        return self.seen(self.run(self.prepare(picture)), picture, top=top, score=score)
+
+
+class Classifier(Network):
+    """A LiteRT file that names what is in a picture."""
+
+    @classmethod
+    def of(cls, path: Path, info: FileInfo, blob: bytes) -> Classifier:
+        """See :class:`Network`."""
+        runner = Runner(blob)
+        _check(runner, info, runner.output.shape[-1])
+        return cls(path=path, info=info, file=runner)
+
+    def shares(self, outputs: Sequence[Floats]) -> Floats:
+        """The softmax of the outputs, one share a class."""
+        logits = outputs[0][0]
         powers = np.exp(logits - logits.max())
-        shares: npt.NDArray[np.float32] = powers / powers.sum()
+        shares: Floats = powers / powers.sum()
         return shares
 
-    def top(self, shares: npt.NDArray[np.float32], count: int) -> list[dict[str, Any]]:
-        """The likeliest classes first, ``{"class", "share"}`` each."""
-        return _largest(shares, self.info, count)
-
-    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+    def seen(self, outputs: Sequence[Floats], picture: Image.Image, *, top: int, score: float) -> Seen:
         """See :class:`Network`."""
-        classes = self.top(self.shares(self.prepare(picture)), config.top)
+        classes = _largest(self.shares(outputs), self.info, top)
         return Seen(
             row={"classes": classes}, line=_shares(classes, self.info),
             drawn=lambda: captioned(picture, classes),
@@ -159,52 +169,32 @@ def _check(file: File, info: FileInfo, outputs: int) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scenes:
+class _Scenes(Network):
     """A LiteRT file whose answer has places in the picture."""
 
-    path: Path
-    info: FileInfo
-    file: File
-
-    @classmethod
-    def load(cls, path: Path) -> Any:
-        """Open a file that mobilefit wrote.
-
-        Raises:
-            InputError: it is missing, damaged, not one of ours, or at odds with its own description.
-        """
-        blob = read_file(path)
-        info = file_info(blob, path)
-        with naming(path):
-            file = File(blob)
-            _check(file, info, info.spec.head.num_classes)
-        return cls(path=path, info=info, file=file)
-
-    def answer(self, picture: Image.Image) -> Answer:
+    def answer(self, outputs: Sequence[Floats]) -> Answer:
         """Of one picture.
 
         Raises:
-            InputError: LiteRT does not take the file, or it does not give what it says that it gives.
+            InputError: the file does not give what it says that it gives.
         """
         with naming(self.path):
-            found = self.file.run(self.info.preset.apply(picture)[None])
-            return self.info.ends.answers([channels_first(values) for values in found])[0]
+            return self.info.ends.answers([channels_first(values) for values in outputs])[0]
 
 
 class Detector(_Scenes):
     """A LiteRT file that finds things in a picture."""
 
-    def found(self, picture: Image.Image) -> Found:
-        """Detections in pixels of the picture, the surest first; all that the file gives."""
-        answer = self.answer(picture)
+    def found(self, outputs: Sequence[Floats], size: tuple[int, int]) -> Found:
+        """Detections in pixels of a picture of that width and height, the surest first; all that the file gives."""
+        answer = self.answer(outputs)
         assert isinstance(answer, Detections)
-        return Found.of(answer, picture.size)
+        return Found.of(answer, size)
 
-    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+    def seen(self, outputs: Sequence[Floats], picture: Image.Image, *, top: int, score: float) -> Seen:
         """See :class:`Network`."""
-        found, names = self.found(picture), self.info.classes
-        sure = found.scores >= config.score
+        found, names = self.found(outputs, picture.size), self.info.classes
+        sure = found.scores >= score
         boxes, labels, scores = found.boxes[sure], found.labels[sure], found.scores[sure]
         rows = [
             {"class": names[label], "score": float(score), "box": [round(float(v), 2) for v in box]}
@@ -224,24 +214,24 @@ def _box(found: dict[str, Any]) -> str:
 class Segmenter(_Scenes):
     """A LiteRT file that tells the class of each pixel."""
 
-    def labels(self, picture: Image.Image) -> npt.NDArray[np.int64]:
-        """[h, w], of the picture's size."""
-        answer = self.answer(picture)
+    def labels(self, outputs: Sequence[Floats], size: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """[h, w], of a picture of that width and height."""
+        answer = self.answer(outputs)
         assert isinstance(answer, np.ndarray)
-        return labels(answer, picture.size[::-1])
+        return labels(answer, size[::-1])
 
-    def see(self, picture: Image.Image, config: PredictConfig) -> Seen:
+    def seen(self, outputs: Sequence[Floats], picture: Image.Image, *, top: int, score: float) -> Seen:
         """See :class:`Network`."""
-        mask, names = self.labels(picture), self.info.classes
+        mask, names = self.labels(outputs, picture.size), self.info.classes
         shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
-        classes = [found for found in _largest(shares, self.info, config.top) if found["share"]]
+        classes = [found for found in _largest(shares, self.info, top) if found["share"]]
         return Seen(
             row={"classes": classes}, line=_shares(classes, self.info), mask=mask,
             drawn=lambda: draw_mask(picture, mask, None, names),
         )  # fmt: skip
 
 
-_NETWORKS: dict[Task, Any] = {"classify": Classifier, "detect": Detector, "segment": Segmenter}
+_NETWORKS: dict[Task, type[Network]] = {"classify": Classifier, "detect": Detector, "segment": Segmenter}
 
 
 def opened(path: Path) -> Network:
@@ -250,8 +240,10 @@ def opened(path: Path) -> Network:
     Raises:
         InputError: it is missing, damaged, not one of ours, or at odds with its own description.
     """
-    network: Network = _NETWORKS[file_info(read_file(path), path).spec.task].load(path)
-    return network
+    blob = read_file(path)
+    info = file_info(blob, path)
+    with naming(path):
+        return _NETWORKS[info.spec.task].of(path, info, blob)
 
 
 # ---- the verb
@@ -317,7 +309,7 @@ def _watch(
                 if source.moving and not source.count:
                     voice(f"{source.name}: Ctrl-C ends it")
                 for frame in source:
-                    seen = None if frame.picture is None else network.see(frame.picture, config)
+                    seen = None if frame.picture is None else network.see(frame.picture, top=config.top, score=config.score)
                     rows.append(_row(frame, seen))
                     if seen is None:
                         voice(f"left out: {frame.problem}")
