@@ -150,13 +150,13 @@ def summary() -> str:
     rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("rows/*.json"))]
     single = [found for found in rows if not found["name"].startswith(("detect-", "segment-"))]
     lines = ["# Detectors and segmenters on small data", "", PROTOCOL + ".", "",
-             "| run | score | float32 | int8 | float32 ms | int8 ms | minutes | command |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "| run | score | float32 | int8 | float32 ms | int8 ms | minutes | on | command |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for found in single:
         ms = found["latency_ms"]
         lines.append(
             f"| {found['name']} | {found['score']} | {found['float32']:.1%} | {found['int8']:.1%} | {ms['float32']:.2f} "
-            f"| {ms['int8']:.2f} | {found['seconds'] / 60:.0f} | `{found['command']}` |"
+            f"| {ms['int8']:.2f} | {found['seconds'] / 60:.0f} | {_processor(found)} | `{found['command']}` |"
         )
     for task, title in (("detect", "SSDLite, from scratch"), ("segment", "R-ASPP and LR-ASPP, from scratch")):
         lines += _compared(title, [found for found in rows if found["name"].startswith(f"{task}-")])
@@ -167,7 +167,8 @@ def _compared(title: str, rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     score = rows[0]["score"]
-    lines = ["", f"## {title}", "", f"| network | params | MAdds | seeds | {score} float32 | {score} int8 | float32 ms | int8 ms |",
+    lines = ["", f"## {title}", "", f"On {', '.join(sorted({_processor(found) for found in rows}))}.", "",
+             f"| network | params | MAdds | seeds | {score} float32 | {score} int8 | float32 ms | int8 ms |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     groups: dict[str, list[dict[str, Any]]] = {}
     for found in rows:
@@ -180,6 +181,11 @@ def _compared(title: str, rows: list[dict[str, Any]]) -> list[str]:
             f"| {len(of_name)} | {scores[0]} | {scores[1]} | {ms[0]:.2f} | {ms[1]:.2f} |"
         )
     return lines
+
+
+def _processor(found: dict[str, Any]) -> str:
+    cpu: str = found["machine"]["cpu"]
+    return cpu.replace("(R)", "")
 
 
 def _spread(values: Sequence[float]) -> str:
