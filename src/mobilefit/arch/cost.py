@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from mobilefit.arch.heads import ClassifierHead, SegmentationHead, SSDLiteHead
+from mobilefit.arch.heads import ClassifierHead, Head, SegmentationHead, SSDLiteHead
+from mobilefit.arch.rows import Activation, Block, Conv
 from mobilefit.arch.scaling import Excite, reduced_width
-
-if TYPE_CHECKING:
-    from mobilefit.arch.rows import Activation, Block, Conv
-    from mobilefit.arch.spec import NetSpec
 
 Kind = Literal["conv", "depthwise", "excite", "pool", "linear"]
 
@@ -89,30 +86,28 @@ class Cost:
         )
 
 
-def count(spec: NetSpec) -> Cost:
-    """Walk a spec from input to output. See :class:`Layer` for what is counted."""
-    return Cost(layers=tuple(_layers(spec)))
-
-
 Map = tuple[int, int]
 """Height and width of a feature map in pixels."""
 
 
-def _layers(spec: NetSpec) -> Iterator[Layer]:
-    found = list(_backbone(spec))
-    yield from found
-    yield from _head(spec, found)
+def count(
+    image: Map, in_channels: int, stem: Conv, blocks: tuple[Block, ...], last: Conv | None, head: Head
+) -> Cost:
+    """Walk a network from input to output. See :class:`Layer` for what is counted."""
+    backbone = list(_backbone(image, in_channels, stem, blocks, last))
+    return Cost(layers=(*backbone, *_head(head, backbone)))
 
 
-def _backbone(spec: NetSpec) -> Iterator[Layer]:
-    at = spec.image_shape
-    yield from _full(spec.stem, "stem", spec.in_channels, at)
-    inputs, at = spec.stem.out, _strided(at, spec.stem.stride)
-    for index, block in enumerate(spec.blocks):
+def _backbone(
+    image: Map, in_channels: int, stem: Conv, blocks: tuple[Block, ...], last: Conv | None
+) -> Iterator[Layer]:
+    yield from _full(stem, "stem", in_channels, image)
+    inputs, at = stem.out, _strided(image, stem.stride)
+    for index, block in enumerate(blocks):
         yield from _block(block, f"blocks.{index}", inputs, at)
         inputs, at = block.out, _strided(at, block.stride)
-    if spec.last is not None:
-        yield from _full(spec.last, "last", inputs, at)
+    if last is not None:
+        yield from _full(last, "last", inputs, at)
 
 
 def _strided(at: Map, stride: int) -> Map:
@@ -154,15 +149,15 @@ def _block(block: Block, name: str, inputs: int, at: Map) -> Iterator[Layer]:
     yield convolution(f"{name}.project", wide, block.out, out_at, act=act, kept=kept, residual=residual)
 
 
-def _head(spec: NetSpec, backbone: list[Layer]) -> Iterator[Layer]:
+def _head(head: Head, backbone: list[Layer]) -> Iterator[Layer]:
     """The layers of the head, on those of the backbone."""
-    head, last = spec.head, backbone[-1]
     if isinstance(head, SSDLiteHead):
         yield from _ssdlite(head, [_tapped(backbone, tap) for tap in head.taps])
     elif isinstance(head, SegmentationHead):
         skip = None if head.skip is None else _tapped(backbone, head.skip)
         yield from _segmentation(head, _tapped(backbone, head.tap), skip)
     else:
+        last = backbone[-1]
         yield from _classifier(head, last.out, (last.out_size, last.out_columns))
 
 

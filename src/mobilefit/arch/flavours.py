@@ -13,8 +13,9 @@ from typing import Literal
 
 from mobilefit.arch.heads import Anchors, SegmentationHead, SegmentationKind, SSDLiteHead
 from mobilefit.arch.rows import Block
-from mobilefit.arch.scaling import make_divisible, written_as_ratios
+from mobilefit.arch.scaling import make_divisible
 from mobilefit.arch.spec import NetSpec
+from mobilefit.arch.width import written_as_ratios
 from mobilefit.errors import InputError
 
 DETECTION_SIDE = 320
@@ -50,7 +51,7 @@ def halved(spec: NetSpec, task: Literal["detect", "segment"]) -> NetSpec:
             the network is written as ratios.
     """
     first = _last_stage(spec)
-    keeps = task == "detect" or written_as_ratios(spec)
+    keeps = task == "detect" or written_as_ratios(spec.stem, spec.blocks)
 
     def half(index: int, block: Block) -> Block:
         if index < first:
