@@ -38,6 +38,7 @@ async function begin() {
   document.title = `${names.join(" and ")} · mobilefit demo`;
   at("name").textContent = names.join(" and ");
   at("facts").textContent = different(models.map(facts)).join("\n");
+  at("models").classList.toggle("drawings", first.task !== "classify");
   at("models").replaceChildren(...models.map((model) => card(model, names.length > 1)));
   const all = at("all");
   all.hidden = false;
