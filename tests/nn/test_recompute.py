@@ -57,6 +57,19 @@ def test_outputs_gradients_and_statistics_are_those_of_the_layers(
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_without_statistics_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As shared weights have it: their batch norms know the batch alone."""
+    made = layer()
+    made.norm.running_mean = made.norm.running_var = made.norm.num_batches_tracked = None
+    plain = trained(copy.deepcopy(made))
+    monkeypatch.setattr(recompute, "LEAST", 1)
+    used: list[bool] = []
+    original = recompute.norm_hardswish
+    monkeypatch.setattr(recompute, "norm_hardswish", lambda *a: (used.append(True), original(*a))[1])
+    torch.testing.assert_close(trained(made), plain, rtol=1e-4, atol=1e-5)
+    assert len(used) == 3
+
+
 def kept(made: nn.Module) -> int:
     """Bytes of the maps that wait for the backward pass, each counted once."""
     saved: dict[int, int] = {}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mobilefit.nn import recompute
 from mobilefit.search import (
     SPACES,
     SharedWeights,
@@ -174,6 +175,23 @@ def test_a_step_changes_the_slices_of_its_path_alone() -> None:
             partly += not inside.all()
         assert not (changed & ~inside).any(), key
     assert partly and len(touched) < len(supernet.shared)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_large_maps_give_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a layer keeps one map less (see ``nn.recompute``): batch norms know no statistics here."""
+    chosen = space(name).resolution(32).classes(5)
+    supernet = Supernet(chosen, seed=1).train()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for least in (recompute.LEAST, 1):
+        monkeypatch.setattr(recompute, "LEAST", least)
+        supernet.zero_grad()
+        torch.manual_seed(2)  # of the dropout
+        logits = supernet.along(anchor(chosen), images)
+        (logits * torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)).sum().backward()
+        found.append({key: p.grad.clone() for key, p in supernet.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_free_forward_draws_its_path_from_torch_s_random_numbers() -> None:

@@ -30,9 +30,9 @@ def applies(norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
 
 
 def norm_hardswish(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """``hardswish(norm(x))``, of ``[N, C, H, W]`` in training; the statistics move as they always do."""
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
+    """``hardswish(norm(x))``, of ``[N, C, H, W]`` in training; the statistics, if it has any, move as always."""
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
     return _NormHardswish.apply(x, norm.weight, norm.bias, norm)  # type: ignore[no-any-return]
 
 
