@@ -15,6 +15,7 @@ from PIL import Image
 
 from mobilefit.jobs.demo_server import DRAWN
 from mobilefit.jobs.predict import PredictConfig, predict
+from mobilefit.litert import read_metadata
 
 from .serving import Served, choose, png, serving, visiting
 from .small import hold_steady, run
@@ -69,11 +70,13 @@ def test_it_sees_what_predict_sees(scenes: Scenes) -> None:
 
 def test_it_says_what_it_serves(scenes: Scenes) -> None:
     about = json.loads(scenes.served.ask("GET", "/about")[1])
-    for model in about["models"]:
+    measure = {"detect": "map50", "segment": "miou"}[scenes.made.task]
+    for kind, model in zip(("int8", "float32"), about["models"], strict=True):
+        said = read_metadata(scenes.made.file(kind).read_bytes())["accuracy"][kind]
         assert (model["task"], model["fit"]) == (scenes.made.task, "stretch")
         assert model["input"] == {"width": SIDE, "height": SIDE}
         assert model["classes"] == list(NAMES[scenes.made.task])
-        assert 0 <= model["accuracy"]["value"] <= 1 and model["accuracy"]["images"].endswith("test images of scenes")
+        assert model["accuracy"] == {"value": said[measure], "images": said["images"]}
 
 
 def test_a_large_picture_is_drawn_smaller(scenes: Scenes) -> None:

@@ -26,6 +26,15 @@ def images() -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def always(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """However small the map. Grows with every layer that is computed so."""
+    used: list[bool] = []
+    original = recompute.norm_hardswish
+    monkeypatch.setattr(recompute, "LEAST", 1)
+    monkeypatch.setattr(recompute, "norm_hardswish", lambda *a: (used.append(True), original(*a))[1])
+    return used
+
+
 def trained(made: nn.Module, steps: int = 3) -> dict[str, torch.Tensor]:
     """Outputs, gradients and state after some steps."""
     found = {}
@@ -48,10 +57,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_layers(
     if excited:
         made.se = SqueezeExcite(16, 8, "v3")
     plain = trained(copy.deepcopy(made))
-    monkeypatch.setattr(recompute, "LEAST", 1)
-    used: list[bool] = []
-    original = recompute.norm_hardswish
-    monkeypatch.setattr(recompute, "norm_hardswish", lambda *a: (used.append(True), original(*a))[1])
+    used = always(monkeypatch)
     ours = trained(made)
     assert len(used) == 3 and int(made.norm.num_batches_tracked) == 3
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
@@ -62,10 +68,7 @@ def test_a_norm_without_statistics_too(monkeypatch: pytest.MonkeyPatch) -> None:
     made = layer()
     made.norm.running_mean = made.norm.running_var = made.norm.num_batches_tracked = None
     plain = trained(copy.deepcopy(made))
-    monkeypatch.setattr(recompute, "LEAST", 1)
-    used: list[bool] = []
-    original = recompute.norm_hardswish
-    monkeypatch.setattr(recompute, "norm_hardswish", lambda *a: (used.append(True), original(*a))[1])
+    used = always(monkeypatch)
     torch.testing.assert_close(trained(made), plain, rtol=1e-4, atol=1e-5)
     assert len(used) == 3
 

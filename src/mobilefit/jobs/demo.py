@@ -11,7 +11,7 @@ from types import ModuleType
 
 from mobilefit.device import measure_many
 from mobilefit.errors import InputError
-from mobilefit.jobs.lab import check_positive
+from mobilefit.jobs.lab import check_positive, check_share
 from mobilefit.jobs.options import option
 from mobilefit.jobs.predict import Network, opened
 from mobilefit.progress import Voice
@@ -45,8 +45,7 @@ def demo(config: DemoConfig) -> None:
     check_positive(max_mb=config.max_mb)
     if not 0 <= config.port < 65536:
         raise InputError(f"--port is {config.port}, must be 0 to 65535")
-    if not 0 <= config.score <= 1:
-        raise InputError(f"--score is {config.score}, must be from 0 to 1")
+    check_share(score=config.score)
     if not 1 <= len(config.files) <= 2:
         raise InputError(f"{len(config.files)} files", "name one or two")
     server = _server()

@@ -205,7 +205,9 @@ def _accuracy(network: Network) -> dict[str, Any] | None:
     known = (read_metadata(network.file.blob) or {}).get("accuracy")
     mine = known.get(network.file.numbers) if isinstance(known, dict) else None
     key = MEASURES[network.info.spec.task]
-    return {"value": mine[key], "images": mine["images"]} if isinstance(mine, dict) and {key, "images"} <= mine.keys() else None
+    if not isinstance(mine, dict) or not {key, "images"} <= mine.keys():
+        return None
+    return {"value": mine[key], "images": mine["images"]}
 
 
 def _page(name: str, kind: str) -> Any:

@@ -349,3 +349,14 @@ def check_positive(**values: float | None) -> None:
     if bad:
         raise InputError("; ".join(bad))
 
+
+def check_share(**values: float) -> None:
+    """Refuse options that must be from 0 to 1, all in one message.
+
+    Raises:
+        InputError: it names them.
+    """
+    bad = [f"--{name.replace('_', '-')} is {value}, must be from 0 to 1"
+           for name, value in values.items() if not 0 <= value <= 1]  # fmt: skip
+    if bad:
+        raise InputError("; ".join(bad))

@@ -19,7 +19,7 @@ from mobilefit.errors import InputError
 from mobilefit.jobs.drawn import Drawings, captioned, draw_boxes, draw_mask
 from mobilefit.jobs.ends import Answer, channels_first, labels
 from mobilefit.jobs.frames import Frame, Source, sources
-from mobilefit.jobs.lab import check_positive
+from mobilefit.jobs.lab import check_positive, check_share
 from mobilefit.jobs.masks import Masks
 from mobilefit.jobs.model import FileInfo, file_info, naming, read_file
 from mobilefit.jobs.options import option
@@ -258,8 +258,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
         InputError: a bad file, no image, or none that can be read.
     """
     check_positive(top=config.top, every=config.every)
-    if not 0 <= config.score <= 1:
-        raise InputError(f"--score is {config.score}, must be from 0 to 1")
+    check_share(score=config.score)
     network = opened(config.file)
     if config.masks is not None and network.info.spec.task != "segment":
         raise InputError("--masks is for segmenters", f"{config.file} is for --task {network.info.spec.task}")
