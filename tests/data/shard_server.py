@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import tarfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,6 +62,9 @@ class Server:
     refuse_every: int = 0
     """Of requests: every so many-th is answered by ``refusal``."""
     refusal: int = 503
+    faults: int = sys.maxsize
+    """Dropped and refused answers for one file, after which it is served well. Below the tries in a
+    row that a client allows itself, no order in which clients come together can exhaust them."""
     ranges: bool = True
     lengths: bool = True
     """Say Content-Length, without which nobody can tell that a body is short."""
@@ -70,11 +75,20 @@ class Server:
     requests: list[tuple[str, int, int]] = field(default_factory=list)
     """Path, status and bytes sent of every request."""
     bodies: int = 0
+    faulty: Counter[str] = field(default_factory=Counter)
+    """Dropped and refused answers of each path."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def sent(self, name: str) -> int:
         """How many times more than one byte of a file was sent."""
         return sum(path.endswith(name) and count > 1 for path, _, count in self.requests)
+
+    def fails(self, path: str, number: int, every: int) -> bool:
+        """Whether the ``number``-th of something, where ``every`` so many-th fails, is to fail here."""
+        if not every or number % every or self.faulty[path] >= self.faults:
+            return False
+        self.faulty[path] += 1
+        return True
 
 
 @contextmanager
@@ -107,7 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             number = len(state.requests) + 1
             state.requests.append((self.path, 0, 0))
-        if state.refuse_every and number % state.refuse_every == 0:
+            refused = state.fails(self.path, number, state.refuse_every)
+        if refused:
             return self._answer(number, state.refusal)
         if not path.is_file():
             return self._answer(number, 404)
@@ -148,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             return body
         with self.state.lock:
             self.state.bodies += 1
-            dropped = self.state.drop_every and self.state.bodies % self.state.drop_every == 0
+            dropped = self.state.fails(self.path, self.state.bodies, self.state.drop_every)
         return body[: len(body) // 2] if dropped else body
 
     def log_message(self, *_: object) -> None:

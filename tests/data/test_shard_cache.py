@@ -150,7 +150,8 @@ def test_what_is_being_fetched_counts_and_what_was_abandoned_goes(server: Server
     first, second = shard(server, 1), shard(server, 2)
     with server.lock:  # it answers nothing for a while
         Ahead(cache).want([first])
-        until(lambda: bool(list(folder.glob("*shard-001.tar.part"))))
+        part = "*shard-001.tar.part"  # there before it is as large as it will be
+        until(lambda: [path.stat().st_size for path in folder.glob(part)] == [size(server)])
         assert not abandoned.exists() and used(folder) == 2 * size(server)  # taken before it has come
     cache.hold(second)
     until(lambda: names(folder) == ["shard-001.tar", "shard-002.tar"])

@@ -6,7 +6,7 @@ import multiprocessing
 import pickle
 import re
 from collections.abc import Iterator
-from multiprocessing import Queue
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from mobilefit.data import ClassificationData, ImageSet, load, shard_cache, shard_remote
 from mobilefit.data.shard_names import list_shards
+from mobilefit.data.shard_remote import LOOK_TRIES
 from mobilefit.data.shard_source import ShardSource
 from mobilefit.data.shards import is_shards, load_shards, sharded_order
 from mobilefit.errors import InputError
@@ -293,12 +294,12 @@ def batches_of(image_set: ImageSet, *, epoch: int, ranks: int = 1) -> Indices:
     return order.reshape(-1, BATCH)
 
 
-def _rank(url: str, rank: int, results: Queue[tuple[int, list[int]]]) -> None:
+def _rank(url: str, rank: int) -> list[int]:
     """One of two processes, which reads its half of an epoch by two workers."""
     torch.set_num_threads(1)
     data = loaded(f"{url}/set.json", holdout=0)
     mine = batches_of(data.train, epoch=0, ranks=2).reshape(-1, 2, BATCH // 2)[:, rank]
-    results.put((rank, read_by_workers(data.train, mine)))
+    return read_by_workers(data.train, mine)
 
 
 @pytest.fixture
@@ -307,7 +308,8 @@ def bad_server(tmp_path: Path) -> Iterator[Server]:
     write_shards(tmp_path / "served" / "val", 1, 4)
     manifest = {"train": [URLS], "val": ["val/shard-000.tar"]}
     (tmp_path / "served" / "set.json").write_text(json.dumps(manifest))
-    with serve(tmp_path / "served", drop_every=3, refuse_every=5) as server:
+    behaviour = {"drop_every": 3, "refuse_every": 5, "faults": LOOK_TRIES - 1}
+    with serve(tmp_path / "served", **behaviour) as server:
         yield server
 
 
@@ -317,15 +319,8 @@ def test_an_epoch_over_a_bad_connection_has_every_image_once_over_ranks_and_work
     # Room for ten of thirteen shards, so that some are fetched again while others are read.
     size = (bad_server.folder / "shard-000.tar").stat().st_size
     monkeypatch.setenv("MOBILEFIT_SHARD_CACHE_GB", str(10 * size / 1e9))
-    fork = multiprocessing.get_context("fork")
-    results = fork.Queue()
-    ranks = [fork.Process(target=_rank, args=(bad_server.url, rank, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(results.get(timeout=240) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as ranks:
+        found = list(ranks.map(_rank, [bad_server.url] * 2, range(2), timeout=240))
     expected = identities(SHARDS * EACH)
     assert len(set(expected)) == SHARDS * EACH  # each image can be told by its pixels
     assert sorted(found[0] + found[1]) == sorted(expected)
