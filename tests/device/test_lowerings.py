@@ -17,7 +17,7 @@ SPEC = NetSpec(
     name="small",
     input_size=32,
     stem=Conv(out=8, kernel=3, stride=2, act="hard_swish"),
-    blocks=(Block(out=8, se="v3", act="relu"),),
+    blocks=(Block(out=8, se="v3", act="relu"), Block(expand=200, out=33)),
     head=ClassifierHead(num_classes=2),
 )
 RULE = StopRule(warmup_seconds=0, min_runs=3, min_seconds=0, max_seconds=60, spread=1e9)

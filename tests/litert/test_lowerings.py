@@ -11,7 +11,7 @@ import torch
 from graphs import pooled_network
 from torch import nn
 
-from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
+from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec, spec
 from mobilefit.errors import InputError
 from mobilefit.int8 import Policy, quantize, with_random_ranges
 from mobilefit.litert import compile
@@ -32,7 +32,7 @@ from mobilefit.litert.passes import merge_projections
 from mobilefit.nn import build
 from mobilefit.nn.layers import Conv2d, SqueezeExcite
 
-# Every layer that has alternatives: a stem, narrow and wide squeeze-and-excite, h-swish.
+# Every layer that has alternatives: a stem, narrow and wide squeeze-and-excite, h-swish, a remainder.
 SPEC = NetSpec(
     name="small",
     input_size=32,
@@ -40,6 +40,7 @@ SPEC = NetSpec(
     blocks=(
         Block(out=8, se="v3", act="relu", stride=2),
         Block(expand=24, out=16, se="v3", act="hard_swish"),
+        Block(expand=200, out=35, act="hard_swish"),
         Block(expand=72, out=16, se="mnasnet", act="hard_swish"),
     ),
     last=Conv(out=32, act="hard_swish"),
@@ -112,6 +113,12 @@ def test_an_arranged_file_computes_the_same_to_the_bit(changes, blob, array, wor
     small, other = quantize(blob, [array]), quantize(blob, [array], lowering="other")
     assert names(small).count("RESHAPE") > names(other).count("RESHAPE")
     assert np.array_equal(worker.run(small, array), worker.run(other, array))
+
+
+def test_an_int8_file_is_the_same_from_either_float_file(network, blob, array):
+    other = compile(network, (1, 3, 32, 32), lowering="remainder joined")
+    assert names(other).count("CONV_2D") == names(blob).count("CONV_2D") - 1
+    assert quantize(blob, [array]) == quantize(other, [array])
 
 
 def test_the_given_graph_is_not_arranged(blob):
@@ -224,6 +231,87 @@ def test_pooled_rows_and_every_activation_run_in_one_partition(act, worker, rand
     assert abs(worker.run(blob, array) - reference(net, array)).max() < 1e-4
     found = worker.inspect(quantize(blob, [array]))
     assert (found.partitions, found.outside) == (1, ())
+
+
+# ---- remainders
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels", "kernel", "stride", "parts"),
+    [
+        (200, 33, 1, 1, [32, 1]),
+        (200, 80, 1, 1, [64, 16]),
+        (672, 546, 1, 1, [544, 2]),
+        (199, 33, 1, 1, []),
+        (200, 16, 1, 1, []),
+        (200, 81, 1, 1, []),
+        (200, 64, 1, 1, []),
+        (200, 33, 3, 1, []),
+        (200, 33, 1, 2, []),
+    ],
+)
+def test_a_few_channels_beyond_whole_tiles_are_a_convolution_of_their_own(
+    depth, channels, kernel, stride, parts, worker, images, reference
+):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(depth, channels, kernel, stride), nn.ReLU6())
+    blob, array = compile(net, (1, depth, 6, 6)), images((1, depth, 6, 6))
+    ops = parse(blob).ops
+    assert [op.output.shape[3] for op in ops] == [*parts, channels]
+    assert abs(worker.run(blob, array) - reference(net, array)).max() < 1e-5
+    assert worker.inspect(blob).partitions == 1
+    graph = parse(blob)
+    lower(graph, Lowering())
+    assert [op.name for op in graph.ops] == ["CONV_2D"]
+    assert abs(worker.run(serialize(graph), array) - reference(net, array)).max() < 1e-5
+
+
+class Joined(nn.Module):
+    """Convolutions side by side, as a network may have them of its own."""
+
+    def __init__(self, channels, between=nn.Identity):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(40, count, 1) for count in channels)
+        self.between = between()
+
+    def forward(self, x):
+        first, *rest = (conv(x) for conv in self.convs)
+        return torch.cat([self.between(first), *rest], 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "between"),
+    [((32, 17), nn.Identity), ((31, 4), nn.Identity), ((32, 4, 4), nn.Identity), ((32, 4), nn.ReLU)],
+)
+def test_other_joined_convolutions_stay(channels, between, worker, images, reference):
+    torch.manual_seed(0)
+    net, array = Joined(channels, between), images((1, 40, 6, 6))
+    graph = parse(compile(net, (1, 40, 6, 6)))
+    lower(graph, Lowering())
+    assert [op.name for op in graph.ops] == ["CONV_2D"] * len(channels) + ["CONCATENATION"]
+    assert abs(worker.run(serialize(graph), array) - reference(net, array)).max() < 1e-5
+
+
+def test_a_part_that_is_read_elsewhere_stays(worker, images, reference):
+    class Twice(Joined):
+        def forward(self, x):
+            first, second = (conv(x) for conv in self.convs)
+            return torch.cat([torch.cat([first, second], 1), first], 1)
+
+    torch.manual_seed(0)
+    net, array = Twice((32, 4)), images((1, 40, 6, 6))
+    graph = parse(compile(net, (1, 40, 6, 6)))
+    lower(graph, Lowering())
+    assert [op.name for op in graph.ops].count("CONV_2D") == 2
+    assert abs(worker.run(serialize(graph), array) - reference(net, array)).max() < 1e-5
+
+
+def test_the_class_predictors_of_91_classes_are_whole_tiles_and_a_rest():
+    graph = parse(compile(build(spec("ssdlite320_mobilenet_v3_large")), (1, 3, 320, 320)))
+    found = {op.output.name: op.output.shape[3] for op in graph.ops if op.code == CODE.CONV_2D}
+    for place in range(5):  # the last one's map has 128 channels
+        name = f"head.classes.{place}.predict"
+        assert (found[f"{name}/tiles"], found[f"{name}/rest"]) == (544, 2)
 
 
 # ---- merged projections

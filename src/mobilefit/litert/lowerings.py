@@ -1,8 +1,9 @@
 """Which operators a layer is made of, by name: alternatives that compute the same.
 
 XNNPACK, which runs LiteRT files on CPUs, has no int8 HARD_SWISH kernel, a broadcasting product that
-pays for each pixel, and int8 convolutions that read input channels by eights. What is fastest under
-these conditions is a matter of measurement: ``device.lowerings`` times the alternatives side by side,
+pays for each pixel, int8 convolutions that read input channels by eights, and for output channels that
+its float kernel's tiles do not divide a slower kernel. What is fastest under these conditions is a
+matter of measurement: ``device.lowerings`` times the alternatives side by side,
 and the defaults are what was fastest in ``results/benchmarks/latency.md``.
 
 Two kinds, since they come at different times. :func:`lower` changes operators before ranges are
@@ -23,7 +24,17 @@ from ai_edge_litert import schema_py_generated as schema
 
 from mobilefit.errors import unknown
 from mobilefit.litert.graph import CODE, Graph, Op, Tensor
-from mobilefit.litert.passes import ACT, LINEAR, add_op, fold_scales, mul_op, reshape_op, scalar
+from mobilefit.litert.passes import (
+    ACT,
+    LINEAR,
+    add_op,
+    concatenate_op,
+    fold_scales,
+    is_pointwise,
+    mul_op,
+    reshape_op,
+    scalar,
+)
 
 Parts = Callable[[Op], list[Op]]
 """The operators instead of one."""
@@ -43,6 +54,8 @@ class Lowering:
     """The product of a map and a gate a channel: a key of :data:`EXCITE`."""
     stem: str = "pairs"
     """The convolution of the image: a key of :data:`STEM`."""
+    remainder: str = "joined"
+    """Output channels that a float tile leaves over: a key of :data:`REMAINDER`."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -60,6 +73,7 @@ def lower(graph: Graph, lowering: Lowering, *, drop_at_outputs: bool = False) ->
     Args:
         drop_at_outputs: see :func:`~mobilefit.litert.passes.fold_scales`.
     """
+    _join_remainders(graph)
     _replace(graph, _hard_sigmoids(graph), HARD_SIGMOID[lowering.hard_sigmoid])
     hard_swishes = {op for op in graph.ops if op.code == CODE.HARD_SWISH}
     if lowering.hard_swish in _AFTER_FOLDING:
@@ -67,6 +81,7 @@ def lower(graph: Graph, lowering: Lowering, *, drop_at_outputs: bool = False) ->
     _replace(graph, hard_swishes, HARD_SWISH[lowering.hard_swish])
     if lowering.hard_swish not in _AFTER_FOLDING:
         fold_scales(graph, drop_at_outputs=drop_at_outputs)
+    _replace(graph, set(filter(_leaves_few, graph.ops)), REMAINDER[lowering.remainder])
 
 
 def _replace(graph: Graph, chosen: set[Op], parts: Parts) -> None:
@@ -161,6 +176,75 @@ HARD_SWISH: dict[str, Parts] = {
 }
 _AFTER_FOLDING = ("explicit",)  # else its 1/6 would move on, too
 HARD_SIGMOID: dict[str, Parts] = {"bias": _as_is, "sum": _three_as_sum}
+
+
+_TILE, _NARROW_TILE = 32, 16  # channels of XNNPACK's float kernels with AVX-512
+_DEEP = 200  # input channels from which on joining two maps is little beside making them
+_CONSTANTS = (("weight", 1), ("bias", 2))
+
+
+def _leaves_few(op: Op) -> bool:
+    """Whether this is a 1x1 convolution with a few channels beyond whole tiles."""
+    if not is_pointwise(op):
+        return False
+    channels, *_, depth = _constant(op, 1).shape
+    return bool(channels > _TILE and 0 < channels % _TILE <= _NARROW_TILE and depth >= _DEEP)
+
+
+def _in_two(op: Op) -> list[Op]:
+    """The channels of whole tiles, and those beyond them.
+
+    Where its widest tile would compute more than 1% of the channels for nothing and a narrower one
+    less, XNNPACK takes the narrower kernel for all of them (``xnn_use_nr2``): with AVX-512 7x16 for
+    7x32, on 64-bit Arm 4x2 for 4x8. Of the 546 channels that 6 anchors of 91 classes need, 544 are
+    whole tiles of either; of MobileNetV3-Large's 112, 96 are with AVX-512 and all are on Arm.
+    """
+    y, channels = op.output, op.output.shape[3]
+    whole = channels - channels % _TILE
+    parts = []
+    for name, some in (("tiles", slice(whole)), ("rest", slice(whole, channels))):
+        part = Tensor(f"{y.name}/{name}", (*y.shape[:3], len(range(channels)[some])))
+        constants = [
+            Tensor.constant(f"{part.name}/{kind}", np.ascontiguousarray(_constant(op, place)[some]))
+            for kind, place in _CONSTANTS
+        ]
+        parts.append(Op(op.code, [_input(op), *constants], [part], copy(op.options)))
+    return [*parts, concatenate_op([part.output for part in parts], y, 3)]
+
+
+def _join_remainders(graph: Graph) -> None:
+    """The reverse of :func:`_in_two`: int8 files are made of float32 ones, and their tiles lose little."""
+    makers, uses = graph.producers(), graph.uses()
+    ops: list[Op] = []
+    for op in graph.ops:
+        parts = [makers[t] for t in op.inputs if t in makers and uses[t] == 1]
+        if _joins_two(op, parts):
+            ops = [other for other in ops if other not in parts]
+            op = _in_one(parts, op.output)
+        ops.append(op)
+    graph.ops = ops
+
+
+def _joins_two(op: Op, parts: list[Op]) -> bool:
+    """Whether the parts, and nothing else, are what :func:`_in_two` made of one convolution."""
+    if op.code != CODE.CONCATENATION or not len(op.inputs) == len(parts) == 2:
+        return False
+    if not all(map(is_pointwise, parts)) or op.options.axis != 3:
+        return False
+    tiles, rest = parts
+    alike = _input(tiles) is _input(rest) and tiles.activation == rest.activation
+    return alike and tiles.output.shape[3] % _TILE == 0 and rest.output.shape[3] <= _NARROW_TILE
+
+
+def _in_one(parts: list[Op], y: Tensor) -> Op:
+    constants = [
+        Tensor.constant(f"{y.name}/{kind}", np.concatenate([_constant(op, place) for op in parts]))
+        for kind, place in _CONSTANTS
+    ]
+    return Op(CODE.CONV_2D, [_input(parts[0]), *constants], [y], parts[0].options)
+
+
+REMAINDER: dict[str, Parts] = {"joined": _as_is, "apart": _in_two}
 
 
 # ---- when the file is written
@@ -337,6 +421,7 @@ STEM: dict[str, Arrange] = {"pixels": _nothing, "pairs": _pixel_pairs}
 EXCITE: dict[str, Arrange] = {"channels": _nothing, "rows": _gate_rows}
 _REGISTRIES: dict[str, dict[str, Any]] = {
     "hard_swish": HARD_SWISH, "hard_sigmoid": HARD_SIGMOID, "excite": EXCITE, "stem": STEM,
+    "remainder": REMAINDER,
 }  # fmt: skip
 
 DEFAULT = "default"
@@ -349,11 +434,13 @@ INT8: dict[str, Lowering] = {
     "stem pixels": Lowering(stem="pixels"),
 }
 """The default, and beside it what differs from it in one choice."""
+_FLOAT = Lowering(hard_swish="whole", remainder="apart")
 FLOAT: dict[str, Lowering] = {
-    DEFAULT: Lowering(hard_swish="whole"),
-    "h-swish parts": Lowering(hard_swish="parts"),
-    "h-swish explicit": Lowering(hard_swish="explicit"),
-    "hard-sigmoid sum": Lowering(hard_swish="whole", hard_sigmoid="sum"),
+    DEFAULT: _FLOAT,
+    "h-swish parts": replace(_FLOAT, hard_swish="parts"),
+    "h-swish explicit": replace(_FLOAT, hard_swish="explicit"),
+    "hard-sigmoid sum": replace(_FLOAT, hard_sigmoid="sum"),
+    "remainder joined": replace(_FLOAT, remainder="joined"),
 }
 """The same for float32 files, which are never rearranged: ``stem`` and ``excite`` do not count."""
 

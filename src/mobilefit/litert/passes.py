@@ -72,7 +72,7 @@ def merge_projections(graph: Graph) -> None:
 
 
 def _are_one(first: Op, second: Op) -> bool:
-    if first.activation != ACT.NONE or not (_is_pointwise(first) and _is_pointwise(second)):
+    if first.activation != ACT.NONE or not (is_pointwise(first) and is_pointwise(second)):
         return False
     (inner, _), (outer, _) = _matrix(first), _matrix(second)
     return bool(inner.shape[1] * outer.shape[0] <= inner.size + outer.size)
@@ -88,7 +88,8 @@ def _merged(first: Op, second: Op) -> Op:
     return Op(second.code, [first.inputs[0], *renewed], second.outputs, second.options)
 
 
-def _is_pointwise(op: Op) -> bool:
+def is_pointwise(op: Op) -> bool:
+    """Whether this is a 1x1 convolution of stride 1."""
     if op.code != CODE.CONV_2D:
         return False
     weight = op.inputs[1]
