@@ -37,7 +37,9 @@ __all__ = [
 DATA_SETS = {"fashion-mnist": load_fashion_mnist}
 
 
-def load(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> ClassificationData:
+def load(
+    source: str | Path, *, seed: int = 0, holdout: float = 0.1, progress: str | None = None
+) -> ClassificationData:
     """Load a data set for classification.
 
     Args:
@@ -45,6 +47,7 @@ def load(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> Classifi
             shards (see ``mobilefit.data.shard_names``).
         seed: chooses what is held out, and the test set where the folder does not say.
         holdout: part of the training images set apart for search and NetAdapt, 0 to 0.5.
+        progress: label of the progress shown on standard error; ``None``: silent.
 
     Raises:
         InputError: there is no such data set or folder, or it cannot be used; the message says why.
@@ -54,9 +57,9 @@ def load(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> Classifi
     if str(source) in DATA_SETS:
         return DATA_SETS[str(source)](seed=seed, holdout=holdout)
     if is_shards(str(source)):
-        return load_shards(str(source), seed=seed, holdout=holdout)
+        return load_shards(str(source), seed=seed, holdout=holdout, progress=progress)
     root = Path(source)
     if not root.exists():
         hint = did_you_mean(str(source), DATA_SETS) or "give a folder of class folders"
         raise InputError(f"no such folder or data set: '{source}'", hint)
-    return load_folder(root, seed=seed, holdout=holdout)
+    return load_folder(root, seed=seed, holdout=holdout, progress=progress)

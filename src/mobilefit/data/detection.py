@@ -204,13 +204,16 @@ class _Good(NamedTuple):
     picture: Picture
 
 
-def load_detection(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -> DetectionData:
+def load_detection(
+    source: str | Path, *, seed: int = 0, holdout: float = 0.1, progress: str | None = None
+) -> DetectionData:
     """Load a data set for detection; see the module's text.
 
     Args:
         source: its folder.
         seed: chooses what is held out, and the test set where the folder does not say.
         holdout: part of the training images set apart to choose networks by, 0 to 0.5.
+        progress: label of the progress shown on standard error; ``None``: silent.
 
     Raises:
         InputError: there is no such folder, or it cannot be used; the message says why.
@@ -219,7 +222,7 @@ def load_detection(source: str | Path, *, seed: int = 0, holdout: float = 0.1) -
         raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
     found = _annotations(Path(source))
     _check_once(found.records)
-    good, skipped = _usable(found)
+    good, skipped = _usable(found, progress)
     truths, dropped, clipped = _cleaned(found, good)
     labels = _rarest(truths, len(found.classes))
     _check_enough(found, [one.record.part for one in good], labels, skipped, holdout)
@@ -264,10 +267,13 @@ def _check_once(records: Sequence[Record]) -> None:
         )
 
 
-def _usable(found: Annotations) -> tuple[list[_Good], tuple[SkippedFile, ...]]:
+def _usable(
+    found: Annotations, progress: str | None
+) -> tuple[list[_Good], tuple[SkippedFile, ...]]:
     """The images that can be used, and what is left out, which is not too much."""
     good, skipped = [], list(found.skipped)
-    for record, seen in zip(found.records, looked_at([record.path for record in found.records]), strict=True):
+    seens = looked_at([record.path for record in found.records], progress)
+    for record, seen in zip(found.records, seens, strict=True):
         why = seen if isinstance(seen, str) else _differs(record, seen)
         if isinstance(seen, str) or why:
             skipped.append(SkippedFile(path=str(record.path), why=why))

@@ -53,6 +53,7 @@ from mobilefit.data.lazy import BAD_FRACTION, LazyFileSource, too_many_bad
 from mobilefit.data.splits import stratified
 from mobilefit.data.store import ROOM, Store
 from mobilefit.errors import InputError
+from mobilefit.progress import Progress
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_NAMES = ("val", "valid", "validation")
@@ -136,7 +137,9 @@ class Listing:
         return np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def load_folder(root: Path, *, seed: int, holdout: float) -> ClassificationData:
+def load_folder(
+    root: Path, *, seed: int, holdout: float, progress: str | None = None
+) -> ClassificationData:
     """Read a folder of class folders; see the module's text.
 
     Raises:
@@ -147,8 +150,9 @@ def load_folder(root: Path, *, seed: int, holdout: float) -> ClassificationData:
     check_classes(parts)
     listing = listed(root, parts)
     check_found(listing)
-    load = _load_seen if len(listing) <= LOOKED_AT else _load_unseen
-    return load(listing, seed, holdout)
+    if len(listing) > LOOKED_AT:
+        return _load_unseen(listing, seed, holdout)
+    return _load_seen(listing, seed, holdout, progress)
 
 
 def find_parts(root: Path) -> dict[str, Path]:
@@ -339,8 +343,10 @@ def check_found(listing: Listing) -> None:
         )
 
 
-def _load_seen(listing: Listing, seed: int, holdout: float) -> ClassificationData:
-    photos, skipped = _look_at_all(listing)
+def _load_seen(
+    listing: Listing, seed: int, holdout: float, progress: str | None
+) -> ClassificationData:
+    photos, skipped = _look_at_all(listing, progress)
     check_bad(skipped, len(listing), listing.root)
     good = np.array(list(photos), np.int64)
     check_enough(listing, good, skipped, holdout)
@@ -379,16 +385,20 @@ def not_empty(listing: Listing) -> tuple[Indices, list[SkippedFile]]:
     return np.flatnonzero(listing.sizes), skipped
 
 
-def _look_at_all(listing: Listing) -> tuple[dict[int, Photo], list[SkippedFile]]:
+def _look_at_all(
+    listing: Listing, progress: str | None
+) -> tuple[dict[int, Photo], list[SkippedFile]]:
     """The good photos by their places in the listing, and the bad files."""
     photos: dict[int, Photo] = {}
     skipped, store = [], Store(ROOM)
-    for place, found in enumerate(_looked_at(listing.paths)):
-        if isinstance(found, str):
-            skipped.append(SkippedFile(path=listing.paths[place], why=found))
-            continue
-        photo, pixels = found
-        photos[place] = dataclasses.replace(photo, kept=store.keep(pixels))
+    with Progress(len(listing), progress) as bar:
+        for place, found in enumerate(_looked_at(listing.paths)):
+            bar.update(1)
+            if isinstance(found, str):
+                skipped.append(SkippedFile(path=listing.paths[place], why=found))
+                continue
+            photo, pixels = found
+            photos[place] = dataclasses.replace(photo, kept=store.keep(pixels))
     return photos, skipped
 
 

@@ -20,6 +20,7 @@ from mobilefit.data.images import Indices, worker_count
 from mobilefit.data.lazy import BAD_FRACTION, LeftOut
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
+from mobilefit.progress import Progress
 
 WORKING_SIDE = 640
 """Short side in pixels of the pictures kept for training: a crop of half of it still fills 320 px."""
@@ -108,8 +109,12 @@ def _whole(picture: Picture) -> Image.Image:
     return read_image(picture.path)
 
 
-def looked_at(paths: Sequence[Path]) -> Iterator[Picture | str]:
-    """Each file's picture, or why it is bad. Decoding runs outside the GIL."""
+def looked_at(paths: Sequence[Path], progress: str | None) -> Iterator[Picture | str]:
+    """Each file's picture, or why it is bad. Decoding runs outside the GIL.
+
+    Args:
+        progress: label of the progress shown on standard error; ``None``: silent.
+    """
     look = _look_at if len(paths) <= LOOKED_AT else _glance_at
     store = Store(ROOM)
 
@@ -123,8 +128,9 @@ def looked_at(paths: Sequence[Path]) -> Iterator[Picture | str]:
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 
-    with ThreadPoolExecutor(worker_count()) as pool:
+    with ThreadPoolExecutor(worker_count()) as pool, Progress(len(paths), progress) as bar:
         for seen in pool.map(one, paths):
+            bar.update(1)
             if isinstance(seen, str):
                 yield seen
                 continue

@@ -70,6 +70,7 @@ from mobilefit.data.masks import (
 from mobilefit.data.splits import stratified
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
+from mobilefit.progress import Progress
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -199,8 +200,9 @@ class SegmentationData:
 
 
 def load_segmentation(
-    source: str | Path, *, seed: int = 0, holdout: float = 0.1, ignore: Iterable[int] = ()
-) -> SegmentationData:
+    source: str | Path, *, seed: int = 0, holdout: float = 0.1, ignore: Iterable[int] = (),
+    progress: str | None = None,
+) -> SegmentationData:  # fmt: skip
     """Load a data set for segmentation; see the module's text.
 
     Args:
@@ -208,6 +210,7 @@ def load_segmentation(
         seed: chooses what is held out, and the test set where the folder does not say.
         holdout: part of the training images set apart to choose networks by, 0 to 0.5.
         ignore: values in the masks that are of no class; the classes after them move up.
+        progress: label of the progress shown on standard error; ``None``: silent.
 
     Raises:
         InputError: there is no such folder, or it cannot be used; the message says why.
@@ -216,7 +219,7 @@ def load_segmentation(
         raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
     ignored = tuple(ignore)
     listing = listed(Path(source))
-    seen, skipped = _look_at_all(listing)
+    seen, skipped = _look_at_all(listing, progress)
     check_bad(skipped, len(listing.pairs) + len(listing.lone), listing.root, "images and masks")
     _check_enough(listing, seen, skipped, holdout)
     labels = _labels(listing, seen, ignored)
@@ -363,12 +366,16 @@ def _classed(kept: tuple[Kept, RawMask] | None, labels: Labels) -> tuple[Kept, M
     return kept[0], mask
 
 
-def _look_at_all(listing: Listing) -> tuple[list[_Seen], list[SkippedFile]]:
+def _look_at_all(
+    listing: Listing, progress: str | None
+) -> tuple[list[_Seen], list[SkippedFile]]:
     """Every pair that is good, and all bad files. Decoding runs outside the GIL."""
     seen, skipped, store = [], list(listing.lone), Store(ROOM)
     look = partial(_look_at, coloured=any(row.colour for row in listing.rows or ()))
-    with ThreadPoolExecutor(worker_count()) as pool:
+    bar = Progress(len(listing.pairs), progress)
+    with ThreadPoolExecutor(worker_count()) as pool, bar:
         for found in pool.map(look, listing.pairs):
+            bar.update(1)
             if isinstance(found, SkippedFile):
                 skipped.append(found)
                 continue

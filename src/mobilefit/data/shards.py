@@ -43,13 +43,16 @@ LOOKS_AT_ONCE = 16
 """Shards whose size and tag are asked for at a time."""
 
 
-def load_shards(source: str, *, seed: int, holdout: float) -> ClassificationData:
+def load_shards(
+    source: str, *, seed: int, holdout: float, progress: str | None = None
+) -> ClassificationData:
     """Load image classification data from tar shards; see the module's text.
 
     Args:
         source: a folder, an address or a path with braces, or a manifest; see ``shard_names``.
         seed: chooses what is set apart.
         holdout: part of the training images set apart for decisions.
+        progress: anything: the indexing of new shards is shown on standard error; ``None``: silent.
 
     Raises:
         InputError: shards that are missing, cannot be fetched or cannot be used, all named at once;
@@ -59,7 +62,7 @@ def load_shards(source: str, *, seed: int, holdout: float) -> ClassificationData
     cache = ShardCache.usual()
     urls = [url for part in listing.parts.values() for url in part]
     shards = _looked_up(urls)
-    indices = _indexed(shards, cache)
+    indices = _indexed(shards, cache, progress)
     part_of = np.repeat(list(listing.parts), [len(part) for part in listing.parts.values()])
     samples = _samples(indices)
     reader = ShardReader(shards, cache)
@@ -101,18 +104,21 @@ def _looked_up(urls: list[str]) -> list[Shard]:
     return [item for item in found if isinstance(item, Shard)]
 
 
-def _indexed(shards: list[Shard], cache: ShardCache) -> list[ShardIndex]:
+def _indexed(
+    shards: list[Shard], cache: ShardCache, progress: str | None
+) -> list[ShardIndex]:
     indices = {shard: kept for shard in shards if (kept := cache.kept_index(shard)) is not None}
     new = [shard for shard in shards if shard not in indices]
     ahead, problems = Ahead(cache), []
-    with Progress(len(new), "indexing shards" if new else None, unit="shard") as progress:
+    label = "indexing shards" if progress and new else None
+    with Progress(len(new), label, unit="shard") as bar:
         for place, shard in enumerate(new):
             ahead.want(new[place : place + 2 * AHEAD_THREADS])
             try:
                 indices[shard] = cache.index(shard)
             except BadShardError as error:
                 problems.append(str(error))
-            progress.update(1)
+            bar.update(1)
     _refuse(problems, len(shards), "write bad shards anew or leave them out")
     return [indices[shard] for shard in shards]
 

@@ -14,7 +14,7 @@ from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.kinds import KINDS, Source
+from mobilefit.jobs.kinds import KINDS
 from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
 from mobilefit.nn import save_weights
 from mobilefit.progress import Voice
@@ -57,13 +57,13 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     network = opened.network
     kind = KINDS[network.spec.task]
     kinds.check_options(kind.task, recipe=config.recipe, ignore=config.ignore_label)
-    data = kinds.loaded(kind, Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+    voice = Voice(quiet=config.quiet)
+    data = kinds.loaded(kind, kinds.source_of(config, voice))
     lab.check_held_out(data)
     preset = kinds.trained_preset(opened, data, kind)
     run = RunFolder(config.out, "adapt", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
-    voice = Voice(quiet=config.quiet)
     kinds.tell_left_out(data, voice)
     with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
         seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone))

@@ -23,7 +23,7 @@ from mobilefit.device import Phone
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.jobs import checks, kinds, lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.kinds import KINDS, Kind, Source
+from mobilefit.jobs.kinds import KINDS, Kind, source_of
 from mobilefit.jobs.model import export, int8_for_timing, network_for, spec_of
 from mobilefit.jobs.options import Budget, device_option, option, parse_budget, tool_option
 from mobilefit.jobs.plan import Plan, SearchPlan
@@ -107,7 +107,7 @@ def design(config: DesignConfig) -> dict[str, Any]:
         with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
             lab.check_table(config.table, run.path, phone)
             kind = kind_of(config)
-            data = kind.load(Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+            data = kind.load(source_of(config, voice))
             lab.check_held_out(data)
             _Chain(config, kind, budget, run, data, voice, phone).run_all()
     return _closing(run, config)

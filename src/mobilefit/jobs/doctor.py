@@ -136,9 +136,10 @@ def _images(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
     """Look through a folder; of another data set, which loading has looked at, say how large it is."""
     if config.task != "classify":
         return _scenes(source, config, facts)
+    voice = Voice(quiet=config.quiet)
     if is_shards(source) or not Path(source).is_dir():
-        return _loaded(source)
-    label = Voice(quiet=config.quiet).label("looking at images")
+        return _loaded(source, voice)
+    label = voice.label("looking at images")
     found = inspect_folder(Path(source), resolution=config.resolution, progress=label)
     facts["images"] = found.to_dict()
     _write(config.out, facts)
@@ -155,8 +156,10 @@ def _check_falsified(found: Inspection | SceneInspection, config: DoctorConfig) 
 
 def _scenes(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
     """Look through a data set of boxes or masks."""
-    data = KINDS[config.task].load(Source(name=source, ignore=config.ignore_label))
-    label = Voice(quiet=config.quiet).label("looking at images")
+    voice = Voice(quiet=config.quiet)
+    ignored, reading = config.ignore_label, voice.label("reading images")
+    data = KINDS[config.task].load(Source(name=source, ignore=ignored, progress=reading))
+    label = voice.label("looking at images")
     found = inspect_scenes(data, Path(source), resolution=config.resolution, progress=label)
     facts["images"] = found.to_dict()
     _write(config.out, facts)
@@ -176,8 +179,8 @@ def _scene_findings(found: SceneInspection) -> Iterator[str]:
     yield from _of_parts(found)
 
 
-def _loaded(source: str) -> str:
-    data = load(source)
+def _loaded(source: str, voice: Voice) -> str:
+    data = load(source, progress=voice.label("reading images"))
     sizes = ", ".join(f"{len(getattr(data, part))} {part}" for part in ("train", "holdout", "test"))
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     return (f"{len(data.classes)} classes; {sizes}; {counts.min()} to {counts.max()} a class; "

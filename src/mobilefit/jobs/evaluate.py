@@ -11,9 +11,10 @@ import numpy as np
 
 from mobilefit.arch import Task
 from mobilefit.jobs import pretrained
-from mobilefit.jobs.kinds import KINDS, Kind, Source, loaded, trained_preset
+from mobilefit.jobs.kinds import KINDS, Kind, loaded, source_of, trained_preset
 from mobilefit.jobs.model import evaluate_file, file_info, naming, read_file
 from mobilefit.jobs.options import option
+from mobilefit.progress import Voice
 from mobilefit.tasks.detect import DetectionEvaluation
 from mobilefit.tasks.segment import SegmentationEvaluation
 from mobilefit.train import Evaluation
@@ -50,19 +51,15 @@ def _found(config: EvaluateConfig) -> tuple[Any, Any, Kind]:
         blob = read_file(config.model)
         info = file_info(blob, config.model)
         kind = KINDS[info.spec.task]
-        data = loaded(kind, _source(config))
+        data = loaded(kind, source_of(config, Voice()))
         pretrained.check_classes(config.model, info.spec.head.num_classes, info.classes, data)
         with naming(config.model):
             return evaluate_file(blob, getattr(data, config.part), info.preset), data, kind
     opened = pretrained.opened(config.model)
     kind = KINDS[opened.network.spec.task]
-    data = loaded(kind, _source(config))
+    data = loaded(kind, source_of(config, Voice()))
     preset = trained_preset(opened, data, kind)
     return kind.port.evaluate(opened.network, getattr(data, config.part), preset), data, kind
-
-
-def _source(config: EvaluateConfig) -> Source:
-    return Source(name=config.data, seed=config.seed, ignore=config.ignore_label)
 
 
 # ---- what is said

@@ -24,6 +24,7 @@ from mobilefit.litert import read_metadata
 from mobilefit.litert.metadata import packaged
 from mobilefit.litert.outputs import Outputs
 from mobilefit.nn import Network
+from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
 from mobilefit.tasks.metrics import record_of
 from mobilefit.train import Evaluation
@@ -131,7 +132,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     opened = pretrained.opened(config.weights)
     network = opened.network
     kind, outputs = KINDS[network.spec.task], _outputs(config, network.spec)
-    data = loaded(kind, kinds.Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+    data = loaded(kind, kinds.source_of(config, Voice()))
     preset = trained_preset(opened, data, kind)
     run = RunFolder(config.out, "export", config)
     if run.finished:

@@ -43,6 +43,29 @@ class Source:
     holdout: float = 0.1
     ignore: Sequence[int] = ()
     """Segmentation: labels that are no class."""
+    progress: str | None = None
+    """Label of the progress of reading them; ``None``: silent."""
+
+
+class Asked(Protocol):
+    """The options of a verb that reads images."""
+
+    @property
+    def data(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def ignore_label(self) -> Sequence[int]: ...
+
+
+def source_of(asked: Asked, voice: Voice, *, holdout: float = 0.1) -> Source:
+    """Where a verb's images come from; reading them shows its progress."""
+    return Source(
+        name=asked.data, seed=asked.seed, holdout=holdout, ignore=asked.ignore_label,
+        progress=voice.label("reading images"),
+    )  # fmt: skip
 
 
 class Kind(Protocol):
@@ -93,7 +116,7 @@ class Classification:
     score = "top-1"
 
     def load(self, source: Source) -> ClassificationData:
-        return load(source.name, seed=source.seed, holdout=source.holdout)
+        return load(source.name, seed=source.seed, holdout=source.holdout, progress=source.progress)
 
     def network(
         self, chosen: NetSpec, data: ClassificationData, height: int | None, width: int | None
@@ -125,7 +148,9 @@ class Detection:
     score = "mAP@0.5"
 
     def load(self, source: Source) -> DetectionData:
-        return load_detection(source.name, seed=source.seed, holdout=source.holdout)
+        return load_detection(
+            source.name, seed=source.seed, holdout=source.holdout, progress=source.progress
+        )
 
     def network(self, chosen: NetSpec, data: DetectionData, height: int | None, width: int | None) -> NetSpec:
         made = chosen if chosen.task == "detect" else arch.detector(chosen)
@@ -154,8 +179,9 @@ class Segmentation:
 
     def load(self, source: Source) -> SegmentationData:
         return load_segmentation(
-            source.name, seed=source.seed, holdout=source.holdout, ignore=tuple(source.ignore)
-        )
+            source.name, seed=source.seed, holdout=source.holdout, ignore=tuple(source.ignore),
+            progress=source.progress,
+        )  # fmt: skip
 
     def network(
         self, chosen: NetSpec, data: SegmentationData, height: int | None, width: int | None

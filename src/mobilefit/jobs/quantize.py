@@ -19,7 +19,7 @@ from mobilefit.int8.observers import Observer
 from mobilefit.int8.training import DELAY, FREEZE
 from mobilefit.jobs import checks, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.kinds import KINDS, Kind, Source, described, loaded
+from mobilefit.jobs.kinds import KINDS, Kind, described, loaded, source_of
 from mobilefit.jobs.model import (
     FileInfo,
     accuracy_entry,
@@ -98,14 +98,14 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     blob = read_file(config.file)
     info = file_info(blob, config.file)
     kind = KINDS[info.spec.task]
-    data = loaded(kind, Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+    voice = Voice(quiet=config.quiet)
+    data = loaded(kind, source_of(config, voice))
     pretrained.check_classes(config.file, info.spec.head.num_classes, info.classes, data)
     if config.distillation and kind.task != "classify":
         raise InputError("--distillation is for classifiers", "leave it out")
     run = RunFolder(config.out, "quantize", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
-    voice = Voice(quiet=config.quiet)
     lowering = run.stage("lowering", lambda: _lowering(config, info.spec, voice))
     work = _Work(config, kind, data, info, run, voice, lowering)
     with naming(config.file):

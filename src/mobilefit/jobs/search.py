@@ -14,7 +14,7 @@ from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, plan, searching
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.kinds import KINDS, Kind, Source
+from mobilefit.jobs.kinds import KINDS, Kind, source_of
 from mobilefit.jobs.model import network_for, value_of
 from mobilefit.jobs.options import device_option, option, parse_budget, tool_option
 from mobilefit.jobs.plan import SearchPlan
@@ -99,7 +99,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
         with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
             lab.check_table(config.table, run.path, phone)
             kind = KINDS[config.task]
-            data = kind.load(Source(name=config.data, seed=config.seed, ignore=config.ignore_label))
+            data = kind.load(source_of(config, voice))
             lab.check_held_out(data)
             _Run(config, kind, run, data, voice, phone).run_all()
     return _closing(run)

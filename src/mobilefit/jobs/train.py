@@ -16,7 +16,7 @@ from mobilefit.data import ClassificationData
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
-from mobilefit.jobs.kinds import Kind, Source
+from mobilefit.jobs.kinds import Kind, source_of
 from mobilefit.jobs.model import spec_of
 from mobilefit.jobs.options import option, overrides
 from mobilefit.nn import load_network, save_weights
@@ -111,9 +111,7 @@ class _Job:
         self.config, self.fabric = config, fabric
         self.kind = kind_of(config)
         self.voice = Voice(quiet=config.quiet or not fabric.is_global_zero)
-        self.data = self.kind.load(Source(
-            name=config.data, seed=config.seed, holdout=config.holdout, ignore=config.ignore_label
-        ))  # fmt: skip
+        self.data = self.kind.load(source_of(config, self.voice, holdout=config.holdout))
         kinds.tell_left_out(self.data, self.voice)
         self.recipe = self._recipe()
         self.start = self._start()
