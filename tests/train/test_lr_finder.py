@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mobilefit.errors import InputError
+from mobilefit.nn.blocks import Row
 from mobilefit.train import Recipe, TrainingDiverged, evaluate, fit, lr_finder
 from mobilefit.train.lr_finder import LrCurve, find_lr
 
@@ -69,6 +70,24 @@ def test_the_suggestion_is_where_the_loss_falls_most_steeply(
     lowest = found.rates[int(np.argmin(found.smoothed))]
     assert found.tenth_of_minimum == lowest / 10
     assert 10 * steepest < lowest * unit < 60 * steepest
+
+
+def test_the_sweep_drops_what_the_training_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, seen = network(), []
+    own = net.head.dropout.p
+    step = lr_finder.Stepper.step
+
+    def watched(self: Any, lr: float) -> float:
+        trained = self._trainer.net
+        rows = [module.drop_path for module in trained.modules() if isinstance(module, Row)]
+        seen.append((trained.head.dropout.p, rows))
+        return step(self, lr)
+
+    monkeypatch.setattr(lr_finder.Stepper, "step", watched)
+    sweep(net, dropout=0.4, drop_path=0.3)
+    assert {p for p, _ in seen} == {0.4} != {own} and net.head.dropout.p == own
+    rows = seen[0][1]
+    assert rows == [0.3 * place / len(rows) for place in range(len(rows))] and len(rows) > 1
 
 
 def test_noise_moves_the_suggestion_little(measured: Callable[[Loss], list[float]]) -> None:

@@ -26,7 +26,7 @@ from mobilefit.train.loop import CLASSIFY
 from mobilefit.train.optim import peak_lr
 from mobilefit.train.recipe import Recipe
 from mobilefit.train.task import Task
-from mobilefit.train.trainer import TrainingDiverged
+from mobilefit.train.trainer import TrainingDiverged, regularised
 
 LOW, HIGH = 1e-6, 10.0
 DIVERGED = 4.0
@@ -82,7 +82,7 @@ def find_lr(
     accelerator: str = "auto",
     progress: str | None = None,
 ) -> LrCurve:
-    """Sweep the learning rate on a copy of the network, with the recipe's optimizer and augmentation.
+    """Sweep the learning rate on a copy of the network, with the recipe's optimizer, augmentation and dropout.
 
     The network, its statistics and the caller's random state stay as they are. A recipe with
     distillation is swept on the labels alone.
@@ -98,9 +98,10 @@ def find_lr(
     """
     _check(low, high, steps)
     plain = replace(recipe, ema_decay=None, distillation=0.0, compile=False)
-    rates = np.geomspace(low, high, steps).tolist()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # a step keeps the CPU's state alone
-        stepper = Stepper(copy.deepcopy(net), train_set, preset=preset, recipe=plain, steps=steps,
+    rates, swept = np.geomspace(low, high, steps).tolist(), copy.deepcopy(net)
+    every = range(torch.cuda.device_count())  # a step keeps the CPU's random state alone
+    with torch.random.fork_rng(every), regularised(swept, plain):
+        stepper = Stepper(swept, train_set, preset=preset, recipe=plain, steps=steps,
                           seed=seed, accelerator=accelerator, task=task)  # fmt: skip
         losses = _swept(stepper, plain, rates, progress)
     smoothed = _smooth(losses, WIDTH * steps) if len(losses) > 1 else losses

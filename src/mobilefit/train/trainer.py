@@ -194,7 +194,7 @@ def borrowed(net: nn.Module, recipe: Recipe, fabric: Fabric) -> Iterator[None]:
     several = recipe.sync_bn and fabric.world_size > 1
     with (
         torch.random.fork_rng(cuda), batchnorm.momentum(net, recipe.bn_momentum),
-        synchronized(net, several), _regularised(net, recipe),
+        synchronized(net, several), regularised(net, recipe),
     ):  # fmt: skip
         prepare(net, recipe)
         try:
@@ -229,8 +229,8 @@ def prepare(net: nn.Module, recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def _regularised(net: nn.Module, recipe: Recipe) -> Iterator[None]:
-    """Dropout and stochastic depth as the recipe wants them.
+def regularised(net: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Within the block dropout and stochastic depth are as the recipe wants them.
 
     A row is left out with a probability that grows with its place, as timm's builder has it.
     """
