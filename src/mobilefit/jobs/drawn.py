@@ -18,6 +18,7 @@ from mobilefit.data.detection import Boxes, DetectionSet
 from mobilefit.data.masks import IGNORED, Mask
 from mobilefit.data.segmentation import SegmentationSet
 from mobilefit.errors import InputError
+from mobilefit.jobs.folder import made_empty
 from mobilefit.jobs.frames import CAMERA, Frame, Source, opencv
 from mobilefit.palette import Colour, colours, hexadecimal, ink
 from mobilefit.tasks.detect import DetectionEvaluation, Found
@@ -402,14 +403,7 @@ class Drawings:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            taken = any(folder.iterdir())
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-        if taken:  # it could be the very folder that the images are in
-            raise InputError(f"the folder {folder} is not empty", "choose another --draw")
-        self._folder = folder
+        self._folder = made_empty(folder, "--draw")
         self._film: Any = None
         self._film_of: Source | None = None
         self._size = (0, 0)

@@ -165,3 +165,22 @@ def _plain(config: Any) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def made_empty(folder: Path, option: str) -> Path:
+    """A new or an empty folder, which is made if it is not there.
+
+    Args:
+        option: which named it.
+
+    Raises:
+        InputError: it holds something, or cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    if taken:  # it could be the very folder that the images are in
+        raise InputError(f"the folder {folder} is not empty", f"choose another {option}")
+    return folder

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilefit.errors import InputError
+from mobilefit.jobs.folder import made_empty
 from mobilefit.jobs.frames import Frame
 from mobilefit.palette import colours
 
@@ -22,14 +23,7 @@ class Masks:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            taken = any(folder.iterdir())
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-        if taken:  # it could be the very folder that the images are in
-            raise InputError(f"the folder {folder} is not empty", "choose another --masks")
-        self._folder = folder
+        self._folder = made_empty(folder, "--masks")
 
     def add(self, frame: Frame, mask: npt.NDArray[Any]) -> None:
         """Write the mask ``[h, w]`` of a frame; a video's frames have their numbers in the name.
