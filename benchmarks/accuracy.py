@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, header
+from benchmarks.common import ROOT, header, write_row
 from mobilefit.data import load
 from mobilefit.jobs import pretrained
 from mobilefit.jobs.folder import RECORD, command
 from mobilefit.jobs.model import export
 from mobilefit.jobs.train import TrainConfig, train
-from mobilefit.runs import read_json, write_atomic, write_json
+from mobilefit.runs import read_json, write_atomic
 
 RUNS, RESULTS = ROOT / "runs" / "accuracy", ROOT / "results" / "training"
 PROTOCOL = (
@@ -121,16 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     made = {"scratch": scratch, "finetune": finetune, "distillation": distillation}
     for name, config in made[options.what](*options.files) if options.what in made else ():
-        write_json(_place(name), {**header(PROTOCOL), **row(name, config)})
+        write_row(RESULTS, name, {**header(PROTOCOL), **row(name, config)})
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_atomic(RESULTS / "accuracy.md", summary())
     print(summary())
-
-
-def _place(name: str) -> Path:
-    path = RESULTS / "rows" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, header
+from benchmarks.common import ROOT, header, write_row
 from mobilefit import arch
 from mobilefit.adapt import LOG
 from mobilefit.device import measure_many
@@ -31,7 +31,7 @@ from mobilefit.jobs.folder import RECORD, command
 from mobilefit.jobs.kinds import KINDS, Source
 from mobilefit.jobs.model import export
 from mobilefit.jobs.train import TrainConfig, train
-from mobilefit.runs import read_json, write_atomic, write_json
+from mobilefit.runs import read_json, write_atomic
 
 RUNS, RESULTS = ROOT / "runs" / "scenes", ROOT / "results" / "scenes"
 PROTOCOL = (
@@ -207,16 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, config in MADE[options.what](*options.files) if options.what in MADE else ():
         if options.only and name not in options.only:
             continue
-        write_json(_place(name), {**header(PROTOCOL), **row(name, config)})
+        write_row(RESULTS, name, {**header(PROTOCOL), **row(name, config)})
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_atomic(RESULTS / "scenes.md", summary())
     print(summary())
-
-
-def _place(name: str) -> Path:
-    path = RESULTS / "rows" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 if __name__ == "__main__":
