@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -146,11 +146,21 @@ def test_bad_augmentation_names_all_problems() -> None:
         Augment(area=(0, 2), aspect=(2, 1), brightness=3, saturation=(1, 0))
 
 
-def threads() -> int:
-    return sum(thread.name.startswith("mobilefit-batches") for thread in threading.enumerate())
+@pytest.fixture
+def threads() -> Callable[[], int]:
+    """Counts the batches' threads, without those of iterators that earlier tests left for the collector."""
+    before = set(threading.enumerate())
+
+    def count() -> int:
+        new = set(threading.enumerate()) - before
+        return sum(thread.name.startswith("mobilefit-batches") for thread in new)
+
+    return count
 
 
-def test_the_background_thread_ends_with_the_iterator(grey_set: ImageSet) -> None:
+def test_the_background_thread_ends_with_the_iterator(
+    grey_set: ImageSet, threads: Callable[[], int]
+) -> None:
     made = batches(grey_set, PRESET, 4, train=True, augment=LIGHT)
     assert isinstance(made, Iterator)
     next(made)
@@ -163,7 +173,7 @@ def test_the_background_thread_ends_with_the_iterator(grey_set: ImageSet) -> Non
 
 
 def test_errors_of_the_background_thread_arrive(
-    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, threads: Callable[[], int]
 ) -> None:
     monkeypatch.setattr(folder_module, "ROOM", 0)
     train = load(make_folder({"a": 8, "b": 8})).train
