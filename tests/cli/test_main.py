@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,6 +148,23 @@ def test_an_interrupt_says_how_to_go_on(
     assert run(*words) == 130
     said = capsys.readouterr().err.strip()
     assert said == "mobilefit: interrupted" + (f"; go on with: {hint}" if hint else "")
+
+
+@pytest.mark.parametrize("own", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])
+def test_sigterm_ends_a_verb_and_is_then_what_it_was(
+    own: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(config: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(info_job, "info", terminated)
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        assert run("info", "mobilenet_v2") == 143
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.strip() == "mobilefit: terminated"
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

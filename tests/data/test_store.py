@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +99,8 @@ def test_another_process_gets_the_pixels_by_fork_and_by_pickle() -> None:
     assert again[0].store is again[3].store is not kept[0].store
     assert again[0].store.keep(images()[0]) is not None and same(again)
     for way in ("fork", "spawn"):
-        with multiprocessing.get_context(way).Pool(2) as pool:
-            assert pool.map(same, [kept] * 4) == [True] * 4, way
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(way)) as pool:
+            assert list(pool.map(same, [kept] * 4, timeout=240)) == [True] * 4, way
 
 
 def test_nothing_is_left_behind_even_by_a_killed_process(tmp_path: Path) -> None:

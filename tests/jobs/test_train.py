@@ -96,7 +96,7 @@ def test_a_terminated_training_saves_and_says_how_to_go_on(
     with monkeypatch.context() as patch:
         at_step(patch, 7, lambda: signal.raise_signal(signal.SIGTERM))
         assert run(*words(world, tmp_path)) == 143
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) is before
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("mobilefit: terminated; go on with: mobilefit train") and line.endswith(" --resume")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

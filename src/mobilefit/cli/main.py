@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,9 +157,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 2: bad input; 3: a quality gate failed; 130: interrupted; 143: terminated.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    with _sigterm_raises():
+        return _answered(sys.argv[1:] if arguments is None else arguments)
+
+
+def _answered(words: list[str]) -> int:
+    """The exit code of a command line, all errors told."""
     try:
         _mobilefit(args=words, prog_name="mobilefit", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -176,6 +180,23 @@ def main(arguments: list[str] | None = None) -> int:
             return _stopped(words, "terminated", TERMINATED)
         return _stopped(words, "interrupted", INTERRUPTED)
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within the block SIGTERM is an exception, so that what is open is closed; then it is what it was.
+
+    A program that calls :func:`main` and forks later would give the exception to children that wait for
+    the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was no handler of Python's
 
 
 def _on_sigterm(number: int, frame: types.FrameType | None) -> None:
