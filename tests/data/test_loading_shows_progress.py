@@ -73,4 +73,4 @@ def test_shards_are_counted_as_they_are_indexed(
     assert capsys.readouterr().err == ""
     write_shards(tmp_path / "other", 3, 10)
     load(f"{tmp_path}/other", progress="looking")
-    assert "indexing shards: 3/3 shard" in capsys.readouterr().err
+    assert "looking: 3/3 shard" in capsys.readouterr().err

@@ -269,9 +269,9 @@ def test_a_few_channels_beyond_whole_tiles_are_a_convolution_of_their_own(
 class Joined(nn.Module):
     """Convolutions side by side, as a network may have them of its own."""
 
-    def __init__(self, channels, between=nn.Identity):
+    def __init__(self, channels, between=nn.Identity, depth=200):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(40, count, 1) for count in channels)
+        self.convs = nn.ModuleList(nn.Conv2d(depth, count, 1) for count in channels)
         self.between = between()
 
     def forward(self, x):
@@ -281,15 +281,28 @@ class Joined(nn.Module):
 
 @pytest.mark.parametrize(
     ("channels", "between"),
-    [((32, 17), nn.Identity), ((31, 4), nn.Identity), ((32, 4, 4), nn.Identity), ((32, 4), nn.ReLU)],
+    [
+        ((32, 17), nn.Identity),
+        ((31, 4), nn.Identity),
+        ((32, 40), nn.Identity),
+        ((32, 4, 4), nn.Identity),
+        ((32, 4), nn.ReLU),
+    ],
 )
 def test_other_joined_convolutions_stay(channels, between, worker, images, reference):
     torch.manual_seed(0)
-    net, array = Joined(channels, between), images((1, 40, 6, 6))
-    graph = parse(compile(net, (1, 40, 6, 6)))
+    net, array = Joined(channels, between), images((1, 200, 6, 6))
+    graph = parse(compile(net, (1, 200, 6, 6)))
     lower(graph, Lowering())
     assert [op.name for op in graph.ops] == ["CONV_2D"] * len(channels) + ["CONCATENATION"]
     assert abs(worker.run(serialize(graph), array) - reference(net, array)).max() < 1e-5
+
+
+@pytest.mark.parametrize(("depth", "convolutions"), [(200, 1), (199, 2)])
+def test_parts_are_joined_where_they_would_be_set_apart(depth, convolutions):
+    graph = parse(compile(Joined((32, 4), depth=depth), (1, depth, 6, 6)))
+    lower(graph, Lowering())
+    assert [op.name for op in graph.ops].count("CONV_2D") == convolutions
 
 
 def test_a_part_that_is_read_elsewhere_stays(worker, images, reference):
@@ -299,8 +312,8 @@ def test_a_part_that_is_read_elsewhere_stays(worker, images, reference):
             return torch.cat([torch.cat([first, second], 1), first], 1)
 
     torch.manual_seed(0)
-    net, array = Twice((32, 4)), images((1, 40, 6, 6))
-    graph = parse(compile(net, (1, 40, 6, 6)))
+    net, array = Twice((32, 4)), images((1, 200, 6, 6))
+    graph = parse(compile(net, (1, 200, 6, 6)))
     lower(graph, Lowering())
     assert [op.name for op in graph.ops].count("CONV_2D") == 2
     assert abs(worker.run(serialize(graph), array) - reference(net, array)).max() < 1e-5

@@ -183,8 +183,10 @@ def test_large_maps_give_the_same_gradients(name: str, monkeypatch: pytest.Monke
     chosen = space(name).resolution(32).classes(5)
     supernet = Supernet(chosen, seed=1).train()
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = []
+    found, used, original = [], [], recompute.norm_hardswish
+    monkeypatch.setattr(recompute, "norm_hardswish", lambda *a: (used.append(True), original(*a))[1])
     for least in (recompute.LEAST, 1):
+        assert not used
         monkeypatch.setattr(recompute, "LEAST", least)
         supernet.zero_grad()
         torch.manual_seed(2)  # of the dropout
@@ -192,6 +194,7 @@ def test_large_maps_give_the_same_gradients(name: str, monkeypatch: pytest.Monke
         (logits * torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)).sum().backward()
         found.append({key: p.grad.clone() for key, p in supernet.named_parameters() if p.grad is not None})
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+    assert bool(used) == ("hard_swish" in str(chosen.spec(anchor(chosen))))
 
 
 def test_a_free_forward_draws_its_path_from_torch_s_random_numbers() -> None:

@@ -52,7 +52,7 @@ def load_shards(
         source: a folder, an address or a path with braces, or a manifest; see ``shard_names``.
         seed: chooses what is set apart.
         holdout: part of the training images set apart for decisions.
-        progress: anything: the indexing of new shards is shown on standard error; ``None``: silent.
+        progress: label of the progress of indexing new shards, on standard error; ``None``: silent.
 
     Raises:
         InputError: shards that are missing, cannot be fetched or cannot be used, all named at once;
@@ -110,8 +110,7 @@ def _indexed(
     indices = {shard: kept for shard in shards if (kept := cache.kept_index(shard)) is not None}
     new = [shard for shard in shards if shard not in indices]
     ahead, problems = Ahead(cache), []
-    label = "indexing shards" if progress and new else None
-    with Progress(len(new), label, unit="shard") as bar:
+    with Progress(len(new), progress if new else None, unit="shard") as bar:
         for place, shard in enumerate(new):
             ahead.want(new[place : place + 2 * AHEAD_THREADS])
             try:

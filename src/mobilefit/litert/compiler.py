@@ -54,7 +54,7 @@ def compile(
         net: a module of standard layers; its weights are read, nothing in it is changed.
         input_shape: ``(batch, channels, height, width)``, or ``(batch, features)``.
         metadata: JSON-able; stored in the file, see ``read_metadata``.
-        lowering: which operators h-swish and hard-sigmoid become: a key of ``lowerings.FLOAT``.
+        lowering: which operators the layers become: a key of ``lowerings.FLOAT``.
         outputs: names of the outputs in the signature, one for each tensor that the network returns;
             when left out "output", and "output_1", "output_2" ... for what follows.
 

@@ -218,30 +218,25 @@ def _join_remainders(graph: Graph) -> None:
     ops: list[Op] = []
     for op in graph.ops:
         parts = [makers[t] for t in op.inputs if t in makers and uses[t] == 1]
-        if _joins_two(op, parts):
-            ops = [other for other in ops if other not in parts]
-            op = _in_one(parts, op.output)
-        ops.append(op)
+        whole = _in_one(op, parts) if op.code == CODE.CONCATENATION and len(op.inputs) == 2 else None
+        ops = ops if whole is None else [other for other in ops if other not in parts]
+        ops.append(whole or op)
     graph.ops = ops
 
 
-def _joins_two(op: Op, parts: list[Op]) -> bool:
-    """Whether the parts, and nothing else, are what :func:`_in_two` made of one convolution."""
-    if op.code != CODE.CONCATENATION or not len(op.inputs) == len(parts) == 2:
-        return False
-    if not all(map(is_pointwise, parts)) or op.options.axis != 3:
-        return False
-    tiles, rest = parts
-    alike = _input(tiles) is _input(rest) and tiles.activation == rest.activation
-    return alike and tiles.output.shape[3] % _TILE == 0 and rest.output.shape[3] <= _NARROW_TILE
-
-
-def _in_one(parts: list[Op], y: Tensor) -> Op:
+def _in_one(joined: Op, parts: list[Op]) -> Op | None:
+    """The convolution that :func:`_in_two` takes into these parts; ``None``: there is no such."""
+    if len(parts) != 2 or not all(map(is_pointwise, parts)) or joined.options.axis != 3:
+        return None
+    (tiles, rest), y = parts, joined.output
+    if _input(tiles) is not _input(rest) or tiles.activation != rest.activation:
+        return None
     constants = [
         Tensor.constant(f"{y.name}/{kind}", np.concatenate([_constant(op, place) for op in parts]))
         for kind, place in _CONSTANTS
     ]
-    return Op(CODE.CONV_2D, [_input(parts[0]), *constants], [y], parts[0].options)
+    whole = Op(CODE.CONV_2D, [_input(tiles), *constants], [y], tiles.options)
+    return whole if _leaves_few(whole) and rest.output.shape[3] == y.shape[3] % _TILE else None
 
 
 REMAINDER: dict[str, Parts] = {"joined": _as_is, "apart": _in_two}
