@@ -33,7 +33,7 @@ def started(
         "--max-restarts=1", script, str(out), json.dumps(options),
     ]  # fmt: skip
     tests = Path(__file__).parents[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     return subprocess.Popen(words, cwd=tests, env=env, stderr=subprocess.PIPE, text=True)
 
 

@@ -211,4 +211,5 @@ class _Prepared(Dataset["Batch | MobilefitError"]):
 def _given(batch: Batch | MobilefitError) -> Batch:
     if isinstance(batch, MobilefitError):
         raise batch
-    return batch
+    images, targets = batch
+    return images, tuple(targets) if isinstance(targets, list) else targets  # DataLoader makes lists of tuples

@@ -14,6 +14,7 @@ Sources may be used by forked worker processes: what a worker learns stays in it
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,10 @@ class ArraySource:
         self._array = array
         self.names: Sequence[str] = names
 
+    def digest(self, index: int) -> str:
+        """SHA-256 of an image's pixels."""
+        return sha256(self._array[index].tobytes())
+
     def working(self, index: int) -> Image.Image:
         return Image.fromarray(self._array[index])
 
@@ -119,6 +124,10 @@ class FileSource:
         self.names: Sequence[str] = [str(photo.path) for photo in photos]
         at_hand = all(photo.exact and photo.kept is not None for photo in photos)
         self.threads = 1 if at_hand else worker_count()
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of an image's file."""
+        return self._photos[index].sha256
 
     def working(self, index: int) -> Image.Image:
         photo = self._photos[index]
@@ -210,6 +219,18 @@ class ImageSet:
     def names(self) -> tuple[str, ...]:
         """One name for each image: its path, or its place in the data set."""
         return tuple(self._source.names[index] for index in self._indices)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the images' content, labels and order.
+
+        Of images that are read when they are used (``lazy``, shards), the names stand for the content.
+        """
+        content: Callable[[int], str] = getattr(self._source, "digest", lambda index: self._source.names[index])
+        digest = hashlib.sha256(self.labels.tobytes())
+        for index in self._indices:
+            digest.update(f"{content(int(index))}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
 
     @property
     def replaced(self) -> tuple[str, ...]:

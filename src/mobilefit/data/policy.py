@@ -87,6 +87,11 @@ _FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
 class Policy(ABC):
     """What is done to an image, by lot."""
 
+    @property
+    def relative(self) -> bool:
+        """Images are moved by parts of their sides: the same at every resolution, but for rounding."""
+        return True
+
     @abstractmethod
     def draw(self, size: tuple[int, int], seed: np.random.Generator) -> list[Step]:
         """Steps for an image of this width and height."""
@@ -232,6 +237,10 @@ class RandAugment(Policy):
     scale: Scale
     place: int | None
     """The bin of the magnitude; ``None``: any, each as likely as the others."""
+
+    @property
+    def relative(self) -> bool:
+        return self.scale.relative
 
     def draw(self, size: tuple[int, int], seed: np.random.Generator) -> list[Step]:
         drawn = [_DRAWN[place] for place in seed.integers(len(_DRAWN), size=self.count)]

@@ -2,6 +2,7 @@
 
 from mobilefit.train.batchnorm import recalibrate_bn
 from mobilefit.train.checkpoint import CHECKPOINT
+from mobilefit.train.distillation import SoftTargets
 from mobilefit.train.evaluate import Evaluation, evaluate, evaluation_of, logits_of
 from mobilefit.train.loop import Stepper, fit
 from mobilefit.train.ranks import open_fabric
@@ -10,6 +11,7 @@ from mobilefit.train.run import BEST, FitResult
 from mobilefit.train.trainer import TrainingDiverged
 
 __all__ = [
-    "BEST", "CHECKPOINT", "RECIPES", "Evaluation", "FitResult", "Recipe", "Stepper", "TrainingDiverged",
+    "BEST", "CHECKPOINT", "RECIPES", "Evaluation", "FitResult", "Recipe", "SoftTargets", "Stepper",
+    "TrainingDiverged",
     "evaluate", "evaluation_of", "fit", "logits_of", "open_fabric", "recalibrate_bn", "recipe",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from mobilefit.errors import InputError
 from mobilefit.runs import write_atomic
 from mobilefit.train.checkpoint import CHECKPOINT, Identity
 from mobilefit.train.classify import Classify
+from mobilefit.train.distillation import DistillationTask, SoftTargets, distillation_task
 from mobilefit.train.loss import Teacher
 from mobilefit.train.malloc import freed_memory_kept
 from mobilefit.train.plan import Plan, plan_for
@@ -49,7 +50,7 @@ def fit(
     fabric: Fabric | None = None,
     workers: int | None = None,
     progress: str | None = None,
-    teacher: Teacher | None = None,
+    teacher: Teacher | SoftTargets | None = None,
     board: Callable[[int], Board] | None = None,
 ) -> FitResult:
     """Train a network in place.
@@ -80,7 +81,8 @@ def fit(
         workers: processes that prepare images; 0: a thread does. ``None``: as many as there are
             processors with a GPU, none without.
         progress: label of the progress shown on standard error; ``None``: silent.
-        teacher: images to logits, for a recipe with distillation.
+        teacher: for a recipe with distillation: a :class:`SoftTargets`, which sees the same crops at its own
+            resolution; or a callable, from the student's batch, mixed if the recipe mixes, to logits [n, K].
         board: from the step that is done to something that is told every row after it.
 
     Raises:
@@ -97,6 +99,8 @@ def fit(
     plan = plan_for(train_set, recipe, steps, checkpoint_every)
     _require_parts(recipe, fabric)
     task.require(net, [train_set] if validation is None else [train_set, validation])
+    if isinstance(teacher, SoftTargets):
+        task, teacher = distillation_task(task, teacher, train_set, preset, recipe, seed, fabric), None
     folder = _open_folder(out, resume, keep) if fabric.is_global_zero or resume else out
     with borrowed(net, recipe, fabric), freed_memory_kept(fabric.device.type == "cpu"):
         objective = task.objective(net, train_set, recipe, teacher, fabric.device)
@@ -116,7 +120,11 @@ def fit(
             run.resume()
         if board is not None:
             run.board = board(trainer.done)
-        result = run.finish(progress if fabric.is_global_zero else None)
+        try:
+            result = run.finish(progress if fabric.is_global_zero else None)
+        finally:
+            if isinstance(task, DistillationTask):
+                task.close()
         trainer.settle()
     return result
 

@@ -40,10 +40,21 @@ class Criterion:
         if not share or self.teacher is None:
             return loss
         with torch.no_grad():
-            wanted = (self.teacher(images).float() / recipe.temperature).softmax(1)
-        taught = F.cross_entropy(logits.float() / recipe.temperature, wanted, reduction="sum")
-        # Its gradient falls with the temperature's square (Hinton et al., section 2).
-        return (1 - share) * loss + share * recipe.temperature**2 * taught
+            teacher_logits = self.teacher(images)
+        return distilled(loss, logits, teacher_logits, recipe)
+
+
+def distilled(loss: Tensor, logits: Tensor, teacher_logits: Tensor, recipe: Recipe) -> Tensor:
+    """A loss of labels, and the recipe's share of the cross-entropy with a teacher's probabilities.
+
+    Args:
+        loss: the sum over the images.
+        logits, teacher_logits: [n, K].
+    """
+    soft_labels = (teacher_logits.float() / recipe.temperature).softmax(1)
+    soft = F.cross_entropy(logits.float() / recipe.temperature, soft_labels, reduction="sum")
+    # Its gradient falls with the temperature's square (Hinton et al., section 2).
+    return (1 - recipe.distillation) * loss + recipe.distillation * recipe.temperature**2 * soft
 
 
 def mixing(recipe: Recipe, outputs: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
