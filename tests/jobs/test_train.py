@@ -19,7 +19,7 @@ from PIL import Image
 
 from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
-from mobilefit.train import RECIPES
+from mobilefit.train import RECIPES, SoftTargets
 from mobilefit.train.trainer import Trainer
 
 from .small import World, make_images, picture, record, run
@@ -66,6 +66,56 @@ def test_the_folder_of_a_training(undisturbed: Path) -> None:
     assert made["recipe"]["batch_size"] == 16 and made["seconds"]["training"] > 0
     assert read_jsonl(undisturbed / "metrics.jsonl")[-1]["step"] == 12
     assert "<html" in (undisturbed / "report.html").read_text().lower()
+
+
+@pytest.fixture(scope="module")
+def teacher(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("train") / "teacher"
+    assert run(*words(world, out, "--resolution", 48)) == 0
+    return out / "model.safetensors"
+
+
+def watched_teachers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that are shown to teachers at their own resolution."""
+    shapes: list[tuple[int, ...]] = []
+    logits = SoftTargets.logits
+
+    def spying(self: SoftTargets, images: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(images.shape))
+        return logits(self, images)
+
+    monkeypatch.setattr(SoftTargets, "logits", spying)
+    return shapes
+
+
+def test_a_teacher_sees_its_own_resolution_and_is_asked_once(
+    world: World, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = watched_teachers(monkeypatch)
+    assert run(*words(world, tmp_path / "plain", "--teacher", teacher)) == 0
+    assert shapes == [(16, 3, 48, 48)] * 12
+    options = ("--teacher", teacher, "--teacher-cache", tmp_path / "cache")
+    assert run(*words(world, tmp_path / "cold", *options)) == 0
+    assert len(shapes) == 24
+    assert run(*words(world, tmp_path / "warm", *options)) == 0
+    assert run(*words(world, tmp_path / "small", *options, "--resolution", 24)) == 0
+    assert len(shapes) == 24
+    assert same_weights(tmp_path / "warm", tmp_path / "plain") and same_weights(tmp_path / "cold", tmp_path / "plain")
+    assert run(*words(world, tmp_path / "larger", "--teacher", teacher, "--teacher-resolution", 64)) == 0
+    assert shapes[24:] == [(16, 3, 64, 64)] * 12
+
+
+def test_a_teacher_of_mixed_images_sees_the_students(
+    world: World, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: REFUSED,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shapes = watched_teachers(monkeypatch)
+    mixed = [word for word in words(world, tmp_path / "run", "--teacher", teacher, "--mixup", 0.2) if word != "--quiet"]
+    assert run(*mixed) == 0
+    assert not shapes
+    assert "the teacher sees the student's images, resized from 32 to 48 px: mixup and cutmix mix" in capsys.readouterr().err
+    said = refused(*words(world, tmp_path / "none", "--teacher", teacher, "--cutmix", 1, "--teacher-cache", tmp_path / "c"))
+    assert "--teacher-cache: mixup and cutmix mix the student's own small images" in said
 
 
 def test_an_interrupted_training_goes_on(
@@ -215,6 +265,7 @@ def test_a_loss_that_is_not_finite(
         (["--policy", "trivialaugmetn"], ["'trivialaugmetn'", "'trivialaugment'"]),
         (["--distillation", 0.5], ["--distillation needs a teacher"]),
         (["--teacher-resolution", 48], ["--teacher-resolution is for a teacher"]),
+        (["--teacher-cache", "answers"], ["--teacher-cache is for a teacher"]),
         (["--teacher", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),
         (["--holdout", 0.9], ["holdout is 0.9"]),

@@ -16,7 +16,7 @@ from weights import randomized
 
 from mobilefit.arch import BatchNorm, Block, NetSpec, spec
 from mobilefit.errors import InputError
-from mobilefit.nn import Network, build, load_network, load_weights, save_weights
+from mobilefit.nn import Network, build, copy_weights, load_network, load_weights, save_weights
 from mobilefit.nn.weights import read_weights
 
 SMALL = spec("mobilenet_v3_small").width(0.35).classes(10)
@@ -54,6 +54,30 @@ def test_a_network_comes_back_bit_by_bit(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 40, 33)
     with torch.no_grad():
         assert torch.equal(again.eval()(images), network(images))
+
+
+def test_weights_go_to_another_resolution() -> None:
+    network = randomized(tiny(made=SMALL.resolution(96)))
+    random_state = torch.random.get_rng_state()
+    copied = copy_weights(network, network.spec.resolution(64))
+    assert torch.random.get_rng_state().equal(random_state)
+    assert copied.spec == SMALL.resolution(64) and not copied.training
+    assert equal(copied, network)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        assert torch.equal(copied(images), expected)
+        for value in copied.parameters():
+            value.zero_()
+        assert torch.equal(network(images), expected)  # nothing is shared
+
+
+def test_weights_do_not_go_to_other_layers() -> None:
+    network = tiny(made=SMALL.resolution(96))
+    for other, part in ((SMALL.width(0.5), "blocks"), (SMALL.classes(3), "head.num_classes 10 -> 3"), (SMALL.padded("torch"), "padding")):
+        with pytest.raises(InputError, match="in more than the resolution: ") as caught:
+            copy_weights(network, other.resolution(64))
+        assert part in str(caught.value) and "input_size" not in str(caught.value)
 
 
 def test_pools_and_squeezes_come_back(tmp_path: Path) -> None:

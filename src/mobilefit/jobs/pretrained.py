@@ -20,6 +20,7 @@ from mobilefit.nn.backbone_weights import backbone_from, classifier_of, read_bac
 from mobilefit.nn.hub import IMAGENET, Triple
 from mobilefit.nn.weights import Saved, Trained, layer_widths, listed
 from mobilefit.runs import file_sha256
+from mobilefit.train import SoftTargets
 
 EXACT = 1e-3
 """Largest difference, in parts of the largest logit, between a peer's outputs and our network's."""
@@ -320,6 +321,9 @@ class Teacher:
     here: few networks know at half the size what they know at their own. It follows the batch to its
     device and computes in the precision around it (``torch.autocast``). No gradient goes through it.
 
+    What is lost in the student's small images stays lost: where the recipe allows it, :meth:`soft_targets`
+    shows the same crops at the teacher's size.
+
     Attributes:
         source: what it was made of, for records.
         side: of the images that it sees, pixels.
@@ -330,6 +334,7 @@ class Teacher:
         side: int,
     ) -> None:  # fmt: skip
         self.source, self.side = source, side
+        self._preset = replace(student, resolution=side, mean=mean, std=std)
         self._network = network.to(memory_format=torch.channels_last)
         ours, theirs = (torch.tensor(pair).view(2, 1, 3, 1, 1)
                         for pair in ((student.mean, student.std), (mean, std)))  # fmt: skip
@@ -337,6 +342,10 @@ class Teacher:
         self._scale, self._shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
         self._same = (student.mean, student.std) == (mean, std)
         self._device = torch.device("cpu")
+
+    def soft_targets(self, cache: Path | None = None) -> SoftTargets:
+        """The same teacher, shown the images at its own resolution instead of the student's batch."""
+        return SoftTargets(network=self._network, preset=self._preset, cache=cache)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

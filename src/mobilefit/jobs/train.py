@@ -26,6 +26,7 @@ from mobilefit.train import (
     BEST,
     FitResult,
     Recipe,
+    distillation,
     fit,
     open_fabric,
     recipe,
@@ -68,6 +69,9 @@ class TrainConfig(Overrides):
     teacher: str | None = option(None, help="learn from a network too: its file, torchvision:NAME, timm:NAME[=FILE]")
     teacher_resolution: int | None = option(
         None, help="side of the images that the teacher sees, pixels (default: what it was made for)"
+    )
+    teacher_cache: Path | None = option(
+        None, help="folder for the teacher's answers, shared by trainings with the same images, seed and augmentation"
     )
     holdout: float = option(0.1, help="part of the training images set apart to watch the training by")
     final: Literal["last", "best"] = option("last", help="which weights are the result: best by the held-out images")
@@ -211,10 +215,19 @@ class _Job:
         config = self.config
         if config.teacher is None:
             return None
-        return pretrained.teacher(
+        teacher = pretrained.teacher(
             config.teacher, self.preset, self.data.classes, side=config.teacher_resolution,
             quiet=self.voice.quiet,
         )  # fmt: skip
+        if self.kind.task != "classify":
+            return teacher  # the task refuses it
+        if problem := distillation.problem_with(self.recipe):
+            if config.teacher_cache is not None:
+                raise InputError(f"--teacher-cache: {problem}, so the teacher's answers cannot be kept", "leave it out")
+            self.voice(f"the teacher sees the student's images, resized from {self.preset.resolution} "
+                       f"to {teacher.side} px: {problem}")  # fmt: skip
+            return teacher
+        return teacher.soft_targets(config.teacher_cache)
 
     def _record(self, fitted: FitResult, found: Any) -> dict[str, Any]:
         config, spec = self.config, self.network.spec
@@ -266,6 +279,8 @@ def _check(config: TrainConfig) -> None:
     )  # fmt: skip
     if config.teacher_resolution is not None and config.teacher is None:
         raise InputError("--teacher-resolution is for a teacher", "name one with --teacher")
+    if config.teacher_cache is not None and config.teacher is None:
+        raise InputError("--teacher-cache is for a teacher", "name one with --teacher")
     if config.steps is not None and "epochs" in changes:
         raise InputError("--steps and --epochs both say how long to train", "give one of them")
     if config.final == "best" and not config.holdout:

@@ -175,6 +175,31 @@ def load_weights(
     return found.layout
 
 
+def copy_weights(network: Network, spec: NetSpec) -> Network:
+    """A network of the same layers for images of another size, with a copy of the weights and statistics.
+
+    No layer's tensors depend on the size, so a student begins as its teacher, classifier included:
+    ``copy_weights(teacher, teacher.spec.resolution(64))``. For other widths see
+    :func:`mobilefit.adapt.transfer`.
+
+    Returns:
+        On the network's device, in its mode.
+
+    Raises:
+        InputError: the spec differs in more than its resolution.
+    """
+    differences = difference(network.spec.resolution(*spec.image_shape), spec)
+    if differences:
+        raise InputError(
+            f"'{spec.name}' differs from '{network.spec.name}' in more than the resolution: {listed(differences)}",
+            "change the resolution alone",
+        )
+    with torch.random.fork_rng(devices=[]):
+        copied = Network(spec)
+    copied.load_state_dict(network.state_dict())
+    return copied.to(next(network.parameters()).device).train(network.training)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """Weights under this package's names, and what they tell of the network they were trained in."""
