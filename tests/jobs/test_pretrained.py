@@ -18,7 +18,7 @@ from weights import randomized
 
 from jobs.small import CLASSES, SPEC, Refused, make_images, run
 from mobilefit import train
-from mobilefit.arch import NetSpec, detector, segmenter, spec
+from mobilefit.arch import FAMILY, NetSpec, detector, segmenter, spec
 from mobilefit.cli.main import Verbs
 from mobilefit.data import ClassificationData, ImageSet, Preset, load
 from mobilefit.data.preset import to_floats
@@ -107,6 +107,8 @@ def test_without_weights_the_seed_decides(data: ClassificationData) -> None:
         ("timm:mobilenetv2_100", spec("mobilenet_v2"), IMAGENET[0]),
         ("timm:mobilenetv1_100", spec("mobilenet_v1"), (0.5, 0.5, 0.5)),
         ("timm:semnasnet_100", spec("mnasnet_a1"), IMAGENET[0]),
+        ("timm:tf_efficientnet_lite0", spec("efficientnet_lite0"), (0.5, 0.5, 0.5)),
+        ("timm:efficientnet_lite0", spec("efficientnet_lite0"), IMAGENET[0]),
     ],
 )
 def test_a_peers_weights_compute_here_what_they_did_there(
@@ -339,7 +341,7 @@ def test_another_models_name_is_refused_before_the_download(data: Classification
     assert said.endswith("build the network that the weights were saved from, mobilenet_v2")
     said = refusal("torchvision:resnet18", data, THREE)
     assert said == ("torchvision:ResNet18_Weights.IMAGENET1K_V1 has none of the known layouts (mobilefit, "
-                    "torchvision, timm); its first tensor is 'conv1.weight'")  # fmt: skip
+                    "torchvision, timm, efficientnet-pytorch); its first tensor is 'conv1.weight'")  # fmt: skip
 
 
 def test_the_same_tensors_with_other_activations_are_noticed(data: ClassificationData) -> None:
@@ -665,8 +667,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
 
 def test_the_page_names_what_the_hubs_have() -> None:
     """Each row of its table: our network, and weights that its hub has for it."""
-    rows = [line.strip("| ").split("|") for line in PAGE.splitlines() if line.startswith("| `m")]
-    assert len(rows) == 9
+    lines = [line.strip("| ").split("|") for line in PAGE.splitlines() if line.startswith("| `")]
+    rows = [row for row in lines if row[0].strip(" `") in FAMILY]
+    assert len(rows) == 14
     for row in rows:
         ours, told = row[0].strip(" `"), dict(zip(("torchvision", "timm"), row[1:]))
         for of, cell in told.items():

@@ -64,6 +64,8 @@ def test_a_published_network_has_our_table(of: hub.Hub, name: str) -> None:
         ("timm", spec("mobilenet_v3_small_minimalistic"), "tf_mobilenetv3_small_minimal_100.in1k"),
         ("timm", spec("mobilenet_v1"), "mobilenetv1_100.ra4_e3600_r224_in1k"),
         ("timm", spec("mnasnet_a1").padded("torch"), "semnasnet_100.rmsp_in1k"),
+        ("timm", spec("efficientnet_lite0"), "tf_efficientnet_lite0.in1k"),
+        ("timm", spec("efficientnet_lite3"), "tf_efficientnet_lite3.in1k"),
         ("timm", LARGE.width(1.25), "tf_mobilenetv3_large_100.in1k"),  # refused later, as too narrow
     ],
 )

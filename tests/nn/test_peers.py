@@ -53,6 +53,10 @@ TIMM = {
     "mnasnet_100": torch_style(B1),
     "mnasnet_small": torch_style(spec("mnasnet_small")),
     "mobilenetv1_100": torch_style(V1),
+    "efficientnet_lite0": torch_style(spec("efficientnet_lite0")),
+    "tf_efficientnet_lite0": spec("efficientnet_lite0"),
+    "tf_efficientnet_lite2": spec("efficientnet_lite2"),
+    "tf_efficientnet_lite4": spec("efficientnet_lite4"),
 }
 
 

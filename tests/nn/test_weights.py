@@ -380,7 +380,7 @@ def test_a_file_without_tensors(value: object, tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", [{"conv1.weight": torch.zeros(2)}, {}])
 def test_an_unknown_layout(state: dict[str, Tensor]) -> None:
     message = refusal(tiny(), state)
-    assert "none of the known layouts (mobilefit, torchvision, timm)" in message
+    assert "none of the known layouts (mobilefit, torchvision, timm, efficientnet-pytorch)" in message
     assert f"its first tensor is '{next(iter(state), 'missing')}'" in message
 
 

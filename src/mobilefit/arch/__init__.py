@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-from mobilefit.arch import mnasnet, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from mobilefit.arch import efficientnet_lite, mnasnet, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from mobilefit.arch.cost import Cost, Layer
 from mobilefit.arch.flavours import detector, dilated, halved, segmenter
 from mobilefit.arch.heads import (
@@ -39,6 +39,11 @@ FAMILY: dict[str, NetSpec] = {
     "mobilenet_v3_large_minimalistic": mobilenet_v3.MOBILENET_V3_LARGE_MINIMALISTIC,
     "mobilenet_v3_small_minimalistic": mobilenet_v3.MOBILENET_V3_SMALL_MINIMALISTIC,
     "mobilenet_v3_edgetpu": mobilenet_v3.MOBILENET_V3_EDGETPU,
+    "efficientnet_lite0": efficientnet_lite.EFFICIENTNET_LITE0,
+    "efficientnet_lite1": efficientnet_lite.EFFICIENTNET_LITE1,
+    "efficientnet_lite2": efficientnet_lite.EFFICIENTNET_LITE2,
+    "efficientnet_lite3": efficientnet_lite.EFFICIENTNET_LITE3,
+    "efficientnet_lite4": efficientnet_lite.EFFICIENTNET_LITE4,
 }
 """Classifiers, which are also what the detectors and segmenters are made of."""
 

@@ -17,13 +17,15 @@ from mobilefit.errors import InputError, did_you_mean
 from mobilefit.formats import torch_export
 from mobilefit.nn import Network, build, hub, weights
 from mobilefit.nn.backbone_weights import backbone_from, classifier_of, read_backbone
-from mobilefit.nn.hub import IMAGENET, Triple
+from mobilefit.nn.hub import EFFICIENTNET_LITE, IMAGENET, Triple
 from mobilefit.nn.weights import Saved, Trained, layer_widths, listed
 from mobilefit.runs import file_sha256
 from mobilefit.train import SoftTargets
 
 EXACT = 1e-3
 """Largest difference, in parts of the largest logit, between a peer's outputs and our network's."""
+_NORMALISATION = {"torchvision": IMAGENET, "efficientnet-pytorch": EFFICIENTNET_LITE}
+"""Mean and deviation of weights in a layout that says them by what it is."""
 
 
 # ---- weights to start from
@@ -52,7 +54,7 @@ def start(
 
     Args:
         spec: the network, with the data's number of classes.
-        source: a file (our own, torchvision's or timm's layout), or a hub's weights: see
+        source: a file (our own, torchvision's, timm's or efficientnet-pytorch's layout), or a hub's weights: see
             :mod:`mobilefit.nn.hub`. ``None``: fresh weights.
         data: what it will be trained on: its classes, its usual preset.
         resolution: of the preset, in pixels; the spec's own when left out.
@@ -236,8 +238,8 @@ def _normalisation(
     """Mean and deviation that the weights were trained with, and a note where nothing tells them."""
     if model is not None:
         return model.mean, model.std, []
-    if found.layout == "torchvision":
-        return (*IMAGENET, [])
+    if found.layout in _NORMALISATION:
+        return (*_NORMALISATION[found.layout], [])
     known = _preset(found.saved, found.name) or usual
     if found.layout == "mobilefit":
         return known.mean, known.std, []
@@ -380,8 +382,8 @@ def teacher(
 
     Args:
         source: our own ``.safetensors``; a ``.pt2`` that mobilefit exported; a file of a network of
-            the family in torchvision's layout; or ``torchvision:NAME``, ``timm:NAME``, or
-            ``timm:NAME=FILE`` for a model with your own weights.
+            the family in torchvision's or efficientnet-pytorch's layout; or ``torchvision:NAME``,
+            ``timm:NAME``, or ``timm:NAME=FILE`` for a model with your own weights.
         preset: the student's: how its batches are normalised.
         classes: the data's.
         side: of the images that the teacher sees, pixels; ``None``: what it was made for, as its file or
@@ -450,8 +452,8 @@ def _of_weights(path: Path, student: Preset) -> _Knowledge:
             f"name the model: timm:NAME={path} or torchvision:NAME={path}",
         )
     mean, std, side = student.mean, student.std, student.resolution
-    if found.layout == "torchvision":
-        (mean, std), side = IMAGENET, spec.input_size
+    if found.layout in _NORMALISATION:
+        (mean, std), side = _NORMALISATION[found.layout], spec.input_size
     return _Knowledge(network=_whole(found).eval(), mean=mean, std=std, side=side)
 
 

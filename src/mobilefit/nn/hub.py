@@ -36,6 +36,8 @@ Triple = tuple[float, float, float]
 
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of R, G, B that torchvision's classifiers are trained with."""
+EFFICIENTNET_LITE: tuple[Triple, Triple] = ((127 / 255,) * 3, (128 / 255,) * 3)
+"""Those of TensorFlow's EfficientNet-Lite: ``MEAN_RGB`` and ``STDDEV_RGB`` of its ``efficientnet_lite_builder.py``."""
 TIMEOUT_S = 20.0
 """How long a hub may be silent."""
 SAFETENSORS = "model.safetensors"
@@ -81,6 +83,12 @@ PUBLISHED: dict[Hub, dict[str, NetSpec]] = {
         "semnasnet_100.rmsp_in1k": _A1,
         "mnasnet_100.rmsp_in1k": _B1,
         "mnasnet_small.lamb_in1k": arch.FAMILY["mnasnet_small"],
+        "tf_efficientnet_lite0.in1k": arch.FAMILY["efficientnet_lite0"],
+        "efficientnet_lite0.ra_in1k": arch.FAMILY["efficientnet_lite0"],
+        "tf_efficientnet_lite1.in1k": arch.FAMILY["efficientnet_lite1"],
+        "tf_efficientnet_lite2.in1k": arch.FAMILY["efficientnet_lite2"],
+        "tf_efficientnet_lite3.in1k": arch.FAMILY["efficientnet_lite3"],
+        "tf_efficientnet_lite4.in1k": arch.FAMILY["efficientnet_lite4"],
     },
 }
 
@@ -145,6 +153,18 @@ class Model:
 
             made = models.get_model(self.architecture, weights=self.name)
         return made.eval()
+
+    def cached(self) -> Path | None:
+        """The file with the weights, if no download is needed."""
+        if self.file is not None:
+            return self.file
+        if self.repository is not None:
+            import huggingface_hub
+
+            known = huggingface_hub.try_to_load_from_cache(self.repository, SAFETENSORS)
+            return Path(known) if isinstance(known, str) else None
+        path = None if self.url is None else _cache_path(self.url)
+        return path if path is not None and path.exists() else None
 
     def fetch(self, *, quiet: bool = False) -> Path:
         """The file with the weights: the user's, from the hub's cache, or downloaded into it.
@@ -298,10 +318,15 @@ def _tags(architecture: str) -> str:
 # ---- what is fetched
 
 
+def _cache_path(url: str) -> Path:
+    """Where torch.hub keeps what is at an address."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
+
+
 def _from_address(model: Model, url: str, quiet: bool) -> Path:
     """By torch.hub, into its cache; the file's name ends in the first digits of its SHA-256."""
-    name = os.path.basename(urlparse(url).path)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = _cache_path(url)
+    name = path.name
     ends = re.search(r"-([a-f0-9]{8,})\.", name)
     if not path.exists():
         _say(name, url, quiet)

@@ -1,10 +1,11 @@
-"""Weights in and out: our own safetensors, and the layouts of torchvision and timm.
+"""Weights in and out: our own safetensors, and the layouts of torchvision, timm and efficientnet-pytorch.
 
 A layout is recognised by its keys. Rows are matched in order, so that a scaled or searched network
 loads as well as a published one. With the weights come the constants that they were trained with:
 torchvision's are torch-padded, with its own batch norm epsilon, and our own files carry their spec;
 the network is switched to these. timm's layout does not tell: its ``tf_`` models are as our specs
-(``same``, 1e-3), its others want ``spec.padded("torch")`` and an epsilon of 1e-5.
+(``same``, 1e-3), its others want ``spec.padded("torch")`` and an epsilon of 1e-5. The package
+efficientnet-pytorch holds TensorFlow's weights, with TensorFlow's padding and epsilon.
 """
 
 from __future__ import annotations
@@ -160,11 +161,11 @@ def load_weights(
     Args:
         network: what :func:`~mobilefit.nn.build` returned.
         source: a ``.safetensors`` or ``.pth`` file, or a state dict: ours, torchvision's (V2, V3,
-            MnasNet) or timm's (V1, V2, V3, MnasNet).
+            MnasNet), timm's (any of the family) or efficientnet-pytorch's (EfficientNet-Lite).
         new_logits: keep the network's own last layer where the number of classes differs.
 
     Returns:
-        The layout: ``mobilefit``, ``torchvision`` or ``timm``.
+        The layout: ``mobilefit``, ``torchvision``, ``timm`` or ``efficientnet-pytorch``.
 
     Raises:
         InputError: unreadable file, unknown layout, or weights of another network (names the
@@ -376,8 +377,10 @@ def _layout(
         return "torchvision", rename, "torch", 1e-3 if is_v3 else 1e-5
     if "layers.0.weight" in state and "layers.3.weight" in state:
         return "torchvision", _torchvision_mnasnet(network, state), "torch", 1e-5
+    if "_conv_stem.weight" in state:
+        return "efficientnet-pytorch", _efficientnet_pytorch, "same", 1e-3
     raise InputError(
-        f"{name} has none of the known layouts (mobilefit, torchvision, timm)",
+        f"{name} has none of the known layouts (mobilefit, torchvision, timm, efficientnet-pytorch)",
         f"its first tensor is '{next(iter(state), 'missing')}'",
     )
 
@@ -494,6 +497,25 @@ def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
         return key
 
     return rename
+
+
+_EFFICIENTNET_BLOCK = {"_expand_conv": "expand.conv", "_bn0": "expand.norm",
+                       "_depthwise_conv": "depthwise.conv", "_bn1": "depthwise.norm",
+                       "_project_conv": "project.conv", "_bn2": "project.norm"}  # fmt: skip
+_EFFICIENTNET_ENDS = {"_conv_stem": "backbone.stem.conv", "_bn0": "backbone.stem.norm",
+                      "_conv_head": "backbone.last.conv", "_bn1": "backbone.last.norm",
+                      "_fc": "head.logits"}  # fmt: skip
+
+
+def _efficientnet_pytorch(key: str) -> str | None:
+    """Keys of the package efficientnet-pytorch, which several conversions of TensorFlow's weights use."""
+    match = re.fullmatch(r"(?:_blocks\.(\d+)\.)?(\w+)\.(\w+)", key)
+    if match is None:
+        return key
+    row, part, tensor = match.groups()
+    layer = (_EFFICIENTNET_ENDS if row is None else _EFFICIENTNET_BLOCK).get(part)
+    prefix = "" if row is None else f"backbone.blocks.{row}."
+    return key if layer is None else f"{prefix}{layer}.{tensor}"
 
 
 def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
