@@ -1,6 +1,7 @@
 """The search strategies on a table whose optimum is known, and what the controller's settings do.
 
     python -m benchmarks.search
+    python -m benchmarks.search --short
 
 Every strategy searches the made-up table of :mod:`mobilefit.search.tabular` for each form of reward
 and several seeds; then the controller does so with one setting changed at a time. The defaults were chosen
@@ -14,8 +15,10 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -220,6 +223,52 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
+SHORT = (50, 100, 200, 300, 500)
+"""Trials that some minutes afford."""
+NOISE = (0.0, 0.01)
+"""Standard deviation of what is added to the accuracy that the strategies are given."""
+
+
+def short_summary(name: str, seeds: int) -> str:
+    """The true reward of the network that looks best after so many trials, as a part of the optimum."""
+    import torch
+
+    torch.set_num_threads(1)
+    batch, reward = 10, Reward(form="absolute", target_ms=TARGET_MS)
+    lines = [
+        "# Strategies after few trials", "",
+        f"`python -m benchmarks.search --short`: space `{name}`, reward `absolute`, batches of {batch}, "
+        f"{seeds} seeds on each of two tables. Means of the true reward of the network that looks best, "
+        "as a part of the optimum, and their standard errors. Noise: the standard deviation of what is "
+        "added to the accuracy that the strategy is given.", "",
+        "| noise | strategy | " + " | ".join(f"{count} trials" for count in SHORT) + " |",
+        "|---|---|" + "---|" * len(SHORT),
+    ]  # fmt: skip
+    for noise, strategy_name in itertools.product(NOISE, STRATEGIES):
+        shares: list[list[float]] = []
+        for which, seed in itertools.product(SALTS, range(200, 200 + seeds)):
+            known, optimal = table(name, which), optimum(name, which, "absolute")[0]
+            searcher, draw_noise = strategy(strategy_name, known.space.sizes, seed), random.Random(seed)
+            best, true, curve = -math.inf, 0.0, []
+            for trial in range(0, SHORT[-1], batch):
+                asked = searcher.ask(batch)
+                values = [known.evaluate(tokens) for tokens in asked]
+                rewards = [reward(a + draw_noise.gauss(0, noise), ms) for a, ms in values]
+                searcher.tell(asked, rewards)
+                for looks, value in zip(rewards, values):
+                    if looks > best:
+                        best, true = looks, reward(*value)
+                if trial + batch in SHORT:
+                    curve.append(true / optimal)
+            shares.append(curve)
+        cells = [
+            f"{statistics.mean(column):.4f} ± {statistics.stdev(column) / len(column) ** 0.5:.4f}"
+            for column in zip(*shares)
+        ]
+        lines.append(f"| {noise:g} | {NAMES[strategy_name]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def as_json(top: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """JSON with a line for each run."""
     runs = ",\n".join(json.dumps(row) for row in rows)
@@ -245,7 +294,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sweep-seeds", type=int, default=5, help="0: no sweep")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "search" / "tabular")
+    parser.add_argument("--short", action="store_true", help="the strategies after 50 to 500 trials alone")
     options = parser.parse_args(arguments)
+    if options.short:
+        text = short_summary(options.space, max(20, options.seeds))
+        write_atomic(ROOT / "results" / "search" / "short.md", text)
+        print(text)
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     rows = every(list(jobs(options)), options.processes)
     top = {

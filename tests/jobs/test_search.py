@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from mobilefit.arch import NetSpec
+from mobilefit.jobs import searching
 from mobilefit.jobs.model import int8_for_timing
-from mobilefit.nn import load_network
+from mobilefit.nn import Network, load_network
 from mobilefit.runs import read_jsonl
-from mobilefit.search import Proxy, ProxyTask, Space, cluster
+from mobilefit.search import SPACES, Proxy, ProxyTask, Space, cluster
+from mobilefit.train.checkpoint import load_checkpoint
 
 from .small import SPACE, World, hold_steady, milliseconds, record, run
 
@@ -73,7 +75,7 @@ def designed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_record_says_what_was_found(finished: Path, world: World) -> None:
     made = record(finished)
     found = made["search"]
-    assert (found["space"], found["strategy"], found["evaluator"]) == ("small", "rnn", "supernet")
+    assert (found["space"], found["strategy"], found["evaluator"]) == ("small", "evolution", "supernet")
     assert found["trials"] == 24 == len(trials(finished)) and found["failed"] == 0
     assert found["best_reward"] == max(row["reward"] for row in trials(finished))
     assert [entry["label"] for entry in found["top"]] == ["search_1", "search_2"]
@@ -163,6 +165,38 @@ def test_short_trainings_instead_of_shared_weights(world: World, tmp_path: Path,
     made = record(tmp_path / "run")["search"]
     assert made["evaluator"] == "proxy" and made["rank_correlation"] is None
     assert made["top"][0]["rescored_accuracy"] is None
+
+
+def test_full_trainings_begin_from_the_shared_weights(
+    world: World, tmp_path: Path, steady: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extracted = []
+    extract = searching.Searching.extract
+
+    def spy(stage: searching.Searching, tokens: tuple[int, ...]) -> Network:
+        extracted.append(extract(stage, tokens))
+        return extracted[-1]
+
+    monkeypatch.setattr(searching.Searching, "extract", spy)
+    assert run(*words(world, tmp_path / "run", initial="shared")) == 0
+    top = record(tmp_path / "run")["search"]["top"]
+    assert [network.spec.id for network in extracted] == [entry["spec_id"] for entry in top]
+    state = load_checkpoint(tmp_path / "run" / "search" / "search.pt", {})["evaluator"]
+    assert state and all(0 < entry["rescored_loss"] < 10 for entry in top)
+
+
+def test_the_log_keeps_both_scores_of_the_shortlist(finished: Path) -> None:
+    again = {row["number"]: row for row in read_jsonl(finished / LOG) if row["event"] == "rescored"}
+    for entry in record(finished)["search"]["top"]:
+        assert again[entry["trial"]]["accuracy"] == entry["rescored_accuracy"]
+        assert again[entry["trial"]]["loss"] == entry["rescored_loss"]
+
+
+def test_when_a_search_is_worth_its_time() -> None:
+    assert searching.worthwhile(2_761, None)[0] and searching.worthwhile(60_000, "torchvision:x")[0]
+    likely, reason = searching.worthwhile(2_761, "torchvision:mobilenet_v3_small")
+    assert not likely and "torchvision:mobilenet_v3_small" in reason and "2,761" in reason
+    assert searching.published_weights(SPACES["mobilenet_v3_small"]) == "torchvision:mobilenet_v3_small"
 
 
 @pytest.mark.parametrize("strategy", ["rnn", "reinforce", "evolution", "random"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mobilefit.errors import InputError
-from mobilefit.search import TrialLog, best_by_network, pareto
+from mobilefit.search import TrialLog, best_by_network, pareto, shortlist
 
 HEADING: dict[str, Any] = {"space": {"name": "small"}, "strategy": "rnn", "seed": 1, "target_ms": 2.0}
 
@@ -118,3 +118,25 @@ def test_the_front_holds_what_nothing_beats() -> None:
     rows = [row(n, a, latency_ms=ms) for n, (ms, a) in enumerate(points)]
     assert [(r["latency_ms"], r["accuracy"]) for r in pareto(rows)] == [(1.0, 0.5), (2.0, 0.7), (3.0, 0.8)]
     assert pareto([]) == []
+
+
+def test_scores_by_the_final_weights_are_kept_until_another_trial_follows(tmp_path: Path) -> None:
+    log = filled(tmp_path, row(0), row(1))
+    log.add_rescored({"number": 1, "accuracy": 0.7, "loss": 0.9})
+    again = TrialLog(tmp_path, HEADING)
+    assert again.rescored[1]["accuracy"] == 0.7 and again.rows[1]["accuracy"] == 0.5
+    again.add(row(2))
+    assert not again.rescored and not TrialLog(tmp_path, HEADING).rescored
+
+
+def test_the_shortlist_takes_the_best_of_each_span_of_the_search() -> None:
+    rows = [row(n, 0.1 * (n // 4) + 0.01 * (n % 4)) for n in range(16)]  # scores rise with time
+    assert [entry["number"] for entry in shortlist(rows, 8)] == [3, 2, 7, 6, 11, 10, 15, 14]
+    assert [entry["number"] for entry in best_by_network(rows)[:8]] == [15, 14, 13, 12, 11, 10, 9, 8]
+
+
+def test_a_space_of_the_same_name_with_other_options_is_refused_in_words(tmp_path: Path) -> None:
+    filled(tmp_path, row(0))
+    other = {**HEADING, "space": {"name": "small", "blocks": []}}
+    with pytest.raises(InputError, match="the options of space 'small' differ"):
+        TrialLog(tmp_path, other)

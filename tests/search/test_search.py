@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_a_search_asks_times_evaluates_and_tells(tmp_path: Path) -> None:
     fresh = Scores()
     assert good(go(tmp_path, evaluator=fresh).log) == good(found.log)  # a finished one does nothing
     assert not fresh.evaluated and not fresh.prepared
+
+
+def test_the_hand_made_network_is_the_first_trial(tmp_path: Path) -> None:
+    tokens = (0, 1, 1, 0, 1, 0)
+    around = replace(SPACE, base=SPACE.spec(tokens))
+    assert around.handmade == (tokens,) and SPACE.handmade == ()
+    strategy = Toy()
+    found = run_search(
+        around, strategy, Scores(), functools.partial(milliseconds, Point()), REWARD,
+        SearchSettings(strategy="toy", trials=TRIALS, batch=BATCH, seed=1), tmp_path,
+    )  # fmt: skip
+    assert tuple(found.log.rows[0]["tokens"]) == tokens == strategy.told[0][0]
+    assert strategy.asked == TRIALS - 1
 
 
 # ---- stopped and resumed

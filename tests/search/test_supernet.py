@@ -300,23 +300,24 @@ def test_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_trials_are_scored_batch_by_batch_and_the_best_on_all(
+def test_all_trials_are_scored_on_the_same_images_and_the_best_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SCORE_IMAGES", 16)
+    monkeypatch.setattr(module, "SCORE_IMAGES", 28)
+    monkeypatch.setattr(module, "SCORE_BATCH", 16)
     evaluator = shared_weights(tmp_path, held_out=shades(70, seed=1))
     evaluator.prepare()
     seen: list[list[Tensor]] = []
-    accuracy = evaluator._accuracy
+    score = evaluator._score
 
-    def spy(path: Tokens, held: Any) -> float:
+    def spy(path: Tokens, held: Any) -> tuple[float, float]:
         seen.append([images for images, _ in held])
-        return accuracy(path, held)
+        return score(path, held)
 
-    monkeypatch.setattr(evaluator, "_accuracy", spy)
+    monkeypatch.setattr(evaluator, "_score", spy)
     list(evaluator.evaluate(some_trials(6)))
-    assert [len(images) for images, in seen] == [14] * 6
-    assert seen[5][0].equal(seen[0][0]) and not seen[1][0].equal(seen[0][0])
+    assert [[len(images) for images in batches] for batches in seen] == [[14, 14]] * 6
+    assert all(torch.cat(batches).equal(torch.cat(seen[0])) for batches in seen)
     seen.clear()
     before = {key: value.clone() for key, value in evaluator.supernet.state_dict().items()}
     (found,) = evaluator.rescore(some_trials(1))

@@ -45,7 +45,7 @@ class SearchConfig:
         "classify", help="what the networks are for: of detect and segment the backbones are searched"
     )
     space: str = option("mobilenet_v3_small", help="mnasnet, mnasnet_a1, mobilenet_v3_small, or a space's .json")
-    strategy: str = option("rnn", help="rnn (LSTM controller, PPO), reinforce, evolution or random")
+    strategy: str = option("evolution", help="evolution, rnn (LSTM controller, PPO), reinforce or random")
     evaluator: Literal["supernet", "proxy"] | None = option(
         None, help="supernet: shared weights; proxy: a short training of each network "
                    "(default: supernet; detect, segment: proxy)"
@@ -59,6 +59,9 @@ class SearchConfig:
     ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     minutes: float = option(30.0, help="about how long it may take")
     proxy_steps: int = option(100, help="training steps of a trial of the proxy")
+    initial: Literal["scratch", "shared"] = option(
+        "scratch", help="what full trainings begin with: fresh weights, or each network's slice of the shared ones"
+    )
     top: int = option(3, help="best networks that are trained fully at the end")
     epochs: float | None = option(None, help="of each full training (default: by --minutes)")
     recipe: str | None = option(
@@ -129,6 +132,11 @@ def _check(config: SearchConfig) -> None:
         raise InputError(
             f"--evaluator supernet is for classification, not for --task {config.task}: heads share no weights",
             "leave it out: proxy, a short training of each network, is then the default",
+        )
+    if _evaluator(config) == "proxy" and config.initial == "shared":
+        raise InputError(
+            "--initial shared needs shared weights, and the proxy trains each network on its own",
+            "leave it out, or add --evaluator supernet",
         )
     if _evaluator(config) != "proxy" and (config.workers > 1 or config.cluster):
         raise InputError(
@@ -244,7 +252,10 @@ class _Run:
             folder=self.run.path / "train", voice=self.voice,
         )  # fmt: skip
         searched = self.run.stage(
-            "training", lambda: searching.fully_trained(searched, training, reward, self.config.seed)
+            "training", lambda: searching.fully_trained(
+                searched, training, reward, self.config.seed,
+                stage=stage if self.config.initial == "shared" else None,
+            )
         )
         self.finish(searched, training)
 
@@ -254,6 +265,9 @@ class _Run:
         target_ms = parse_budget(self.config.latency).of(base_ms)
         searching.check_space(self.space, target_ms, self.phone)
         kinds.tell_left_out(self.data, self.voice)
+        likely, reason = searching.worthwhile(len(self.data.train), searching.published_weights(self.space))
+        if not likely:
+            self.voice(f"a search is not likely to win here: {reason}; design starts from such weights")
         return {"fingerprint": self.data.fingerprint, "base_ms": base_ms, "target_ms": target_ms}
 
     def make_plan(self, target_ms: float) -> dict[str, Any]:

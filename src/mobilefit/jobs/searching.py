@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +19,18 @@ from mobilefit.jobs import lab
 from mobilefit.jobs.kinds import Kind
 from mobilefit.jobs.model import network_for
 from mobilefit.jobs.plan import SearchPlan
-from mobilefit.nn import Network, load_network, save_weights
+from mobilefit.nn import Network, hub, load_network, save_weights
 from mobilefit.progress import Voice
-from mobilefit.search import Evaluator, Reward, SearchSettings, Space, Trial
-from mobilefit.search.log import Row
-from mobilefit.train import BEST, CHECKPOINT, Recipe
+from mobilefit.search import Evaluator, Reward, SearchSettings, Space, Tokens, Trial
+from mobilefit.search.log import Row, TrialLog
+from mobilefit.search.proxy import recalibrated
+from mobilefit.train import Recipe
 
 FOLDER = "search"
-RESCORED = 24
-"""Networks that are scored again at the end, on more images and with the final weights."""
+RESCORED = 48
+"""Networks that are scored again at the end, on all held-out images and with the final weights."""
+MANY_IMAGES = 20_000
+"""Training images from which a search may win over pretrained weights."""
 HELD_IMAGES = 2000
 
 
@@ -77,6 +81,7 @@ class Searching:
         self.search, self.folder = search, run / FOLDER
         self.data, self.preset, self.table, self.voice = data, preset, table, voice
         self.reference, self.nominal_ms = search.space.reference, nominal_ms
+        self._shared: nas.SharedWeights | None = None
 
     def run(self) -> dict[str, Any]:
         """Search, score the best again, measure the very best: the record's part, plain JSON values."""
@@ -90,7 +95,7 @@ class Searching:
             rows = found.log.good()
             if not rows:
                 raise InputError(f"no trial of the search succeeded: see {found.log.path}")
-            best = self.rescored(evaluator, nas.best_by_network(rows)[:RESCORED])
+            best = self.rescored(evaluator, found.log, rows)
         top = self.measured(best[: max(1, s.plan.top)])
         return {
             "space": s.space.name, "strategy": s.strategy, "evaluator": s.evaluator,
@@ -136,24 +141,45 @@ class Searching:
             task, workers=s.workers, address=s.cluster, cpus=s.trial_cpus, gpus=s.trial_gpus
         )
 
-    def rescored(self, evaluator: Evaluator, rows: list[Row]) -> list[Row]:
-        """The rows by what a second look says of them, best first.
+    def extract(self, tokens: Tokens) -> Network:
+        """A network with its slice of the finished search's shared weights, and its own statistics."""
+        if self._shared is None:
+            shared = self.evaluator()
+            assert isinstance(shared, nas.SharedWeights)
+            nas.load_evaluator(shared, self.folder)
+            self._shared = shared
+        network = self._shared.supernet.extract(tokens)
+        return recalibrated(network, self.data.train, self.preset, self.search.recipe)
 
-        The best trial of a noisy evaluator was lucky; more images and the final weights tell better.
+    def rescored(self, evaluator: Evaluator, log: TrialLog, rows: list[Row]) -> list[Row]:
+        """The networks of the shortlist, best first, by the final weights on the same images.
+
+        Scores of shared weights rise during the search, and the best trial was lucky too. Hand-made
+        networks are always scored again. Equal rewards are decided by the loss. The log keeps it all.
         """
         if not evaluator.depends_on_history:
-            return rows
-        self.voice(f"scoring the best {len(rows)} again")
+            return nas.best_by_network(rows)
+        handmade = {tuple(tokens) for tokens in self.search.space.handmade}
+        shortlist = {row["number"]: row for row in nas.shortlist(rows, RESCORED)}
+        shortlist |= {
+            row["number"]: row for row in nas.best_by_network(rows) if tuple(row["tokens"]) in handmade
+        }
         trials = [
             Trial(number=row["number"], tokens=tuple(row["tokens"]),
                   spec=self.search.space.spec(row["tokens"]))
-            for row in rows
+            for row in shortlist.values() if row["number"] not in log.rescored
         ]  # fmt: skip
-        again = {o.number: o.accuracy for o in evaluator.rescore(trials) if o.accuracy is not None}
-        known = [row | {"rescored": again[row["number"]]} for row in rows if row["number"] in again]
-        return sorted(
-            known, key=lambda row: -self.search.reward(row["rescored"], row["latency_ms"])
-        )
+        if trials:
+            self.voice(f"scoring {len(shortlist)} networks again, by the final weights")
+        for score in evaluator.rescore(trials):
+            log.add_rescored({"number": score.number, "accuracy": score.accuracy, "loss": score.loss})
+        scored = [
+            row | {"rescored": log.rescored[number]["accuracy"], "loss": log.rescored[number]["loss"]}
+            for number, row in shortlist.items() if log.rescored[number]["accuracy"] is not None
+        ]  # fmt: skip
+        return sorted(scored, key=lambda row: (
+            -self.search.reward(row["rescored"], row["latency_ms"]), row["loss"], row["number"]
+        ))  # fmt: skip
 
     def measured(self, rows: list[Row]) -> list[dict[str, Any]]:
         """The record of the best networks, each measured end to end beside the reference."""
@@ -163,12 +189,76 @@ class Searching:
             {
                 "label": f"search_{place}", "spec": spec.to_dict(), "spec_id": spec.id,
                 "trial": row["number"], "proxy_accuracy": row["accuracy"],
-                "rescored_accuracy": row.get("rescored"), "predicted_ms": row["latency_ms"],
+                "rescored_accuracy": row.get("rescored"), "rescored_loss": row.get("loss"),
+                "tokens": row["tokens"], "predicted_ms": row["latency_ms"],
                 "measured_ms": latency,
                 "full_accuracy": None, "reward_full": None,
             }
             for place, (row, spec, latency) in enumerate(zip(rows, specs, latencies, strict=True), 1)
         ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network of a search's shortlist."""
+
+    label: str
+    """``search_1`` is the first."""
+    spec: NetSpec
+    accuracy: float
+    """0 to 1, on held-out images: by the final shared weights, else by the trial's own training."""
+    loss: float | None
+    """Mean cross-entropy on the same images, nats; ``None``: the evaluator has none."""
+    latency_ms: float
+    """Measured end to end."""
+    initial: Callable[[], Network] | None
+    """The network with its slice of the final shared weights and its own statistics, extracted when it
+    is called; ``None``: the evaluator shares no weights."""
+
+
+def candidates(result: dict[str, Any], stage: Searching) -> list[Candidate]:
+    """The shortlist of a search, best first.
+
+    Args:
+        result: what :meth:`Searching.run` returned, now or in an earlier run of the same folder.
+        stage: the same search's.
+    """
+    return [
+        Candidate(
+            label=entry["label"], spec=NetSpec.from_dict(entry["spec"]),
+            accuracy=entry["proxy_accuracy"] if entry["rescored_accuracy"] is None else entry["rescored_accuracy"],
+            loss=entry["rescored_loss"], latency_ms=entry["measured_ms"],
+            initial=functools.partial(stage.extract, tuple(entry["tokens"]))
+            if result["evaluator"] == "supernet" else None,
+        )
+        for entry in result["top"]
+    ]  # fmt: skip
+
+
+def published_weights(space: Space) -> str | None:
+    """The hub's weights for the network that a space is made around; ``None``: there are none."""
+    for hub_name, models in hub.PUBLISHED.items():
+        for name, spec in models.items():
+            if spec.blocks == space.base.blocks:
+                return f"{hub_name}:{name}"
+    return None
+
+
+def worthwhile(images: int, pretrained: str | None) -> tuple[bool, str]:
+    """Whether a search can win, and why, in words.
+
+    Args:
+        images: to train on.
+        pretrained: what the pretrained weights at hand are of; ``None``: there are none.
+    """
+    if pretrained is None:
+        return True, "there are no pretrained weights that a searched network would give up"
+    if images >= MANY_IMAGES:
+        return True, f"{images:,} training images are enough to train a network from scratch"
+    return False, (
+        f"a searched network gives up the pretrained weights of {pretrained}, and "
+        f"{images:,} training images are too few to make up for them (from about {MANY_IMAGES:,})"
+    )
 
 
 def front(rows: list[Row]) -> list[dict[str, Any]]:
@@ -253,22 +343,29 @@ class FullTraining:
                 seed=seed, folder=folder, label=self.voice.label(f"{label}, seed {seed}"),
             )  # fmt: skip
             save_weights(network, weights, preset=self.preset.to_dict(), classes=self.data.classes)
-            for needless in (CHECKPOINT, BEST):
-                (folder / needless).unlink(missing_ok=True)
+            lab.drop_checkpoints(folder)
         return load_network(weights)
 
 
 def fully_trained(
-    found: dict[str, Any], training: FullTraining, reward: Reward, seed: int
-) -> dict[str, Any]:
+    found: dict[str, Any], training: FullTraining, reward: Reward, seed: int, *,
+    stage: Searching | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The search's record with the best networks trained fully, and the winner among them.
 
     They are compared on held-out images and by measured latency; the search's own scores of them are
     then worth their rank correlation.
+
+    Args:
+        stage: the search's: each network begins from its slice of the shared weights, where there are
+            any. ``None``: from scratch.
     """
+    initial = {} if stage is None else {c.label: c.initial for c in candidates(found, stage)}
     top = []
     for entry in found["top"]:
-        network = training.network(entry["label"], NetSpec.from_dict(entry["spec"]), seed)
+        network = training.network(
+            entry["label"], NetSpec.from_dict(entry["spec"]), seed, initial=initial.get(entry["label"])
+        )
         accuracy = lab.accuracy(training.kind.port, network, training.data.holdout, training.preset)
         top.append(entry | {
             "full_accuracy": accuracy, "reward_full": reward(accuracy, entry["measured_ms"]),

@@ -34,6 +34,8 @@ class Outcome:
     """Top-1, or the score of another task (mAP@0.5, mIoU): 0 to 1; ``None``: it failed."""
     error: str | None = None
     """Why it failed, one line."""
+    loss: float | None = None
+    """Mean cross-entropy on the same images, nats, where the evaluator has it."""
     seconds: float = 0.0
 
 
@@ -48,6 +50,9 @@ class Evaluator(ABC):
 
     name: str
     depends_on_history = False
+    scored_on: str | None = None
+    """Rule by which held-out images are taken, where an earlier version's was another one: a log by
+    another rule is refused, since its rewards cannot be compared."""
 
     def prepare(self) -> None:  # noqa: B027 - most have nothing to do
         """Whatever must be done before the first trial; taken up where it was interrupted."""

@@ -3,7 +3,8 @@
 ``trials.jsonl`` begins with a row that says which search it is; then comes a row for each trial, in
 the order in which they ended. A row cut short by a crash is left out when reading. A search that
 goes on from an earlier point than its log's end says so in a row of its own, which voids the trials
-from there on; nothing is ever taken out of the file.
+from there on; nothing is ever taken out of the file. Rows ``rescored`` hold what networks scored at the
+end, by the final weights; any trial after them voids them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class TrialLog:
         self.path = folder / NAME
         folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[int, Row] = {}
+        self.rescored: dict[int, Row] = {}
+        """By trial: number, accuracy and loss by the final weights."""
         found = read_jsonl(self.path)
         if found:
             self._check(found[0], heading)
@@ -49,10 +52,11 @@ class TrialLog:
         if not isinstance(first, dict) or first.get("event") != "space":
             raise InputError(f"{self.path} is not the log of a search", _ELSEWHERE)
         differing = [
-            f"{key} {_short(first.get(key))} there, {_short(value)} now"
+            f"the options of {key} {_short(value)} differ" if _short(first.get(key)) == _short(value)
+            else f"{key} {_short(first.get(key))} there, {_short(value)} now"
             for key, value in heading.items()
             if first.get(key) != value
-        ]
+        ]  # fmt: skip
         if differing:
             raise InputError(
                 f"{self.path} is the log of another search: " + "; ".join(differing[:3]), _ELSEWHERE
@@ -62,6 +66,9 @@ class TrialLog:
         event = row.get("event") if isinstance(row, dict) else None
         if event == "resumed" and isinstance(row.get("from"), int):
             self.rows = {n: kept for n, kept in self.rows.items() if n < row["from"]}
+            self.rescored = {}
+        elif event == "rescored" and all(name in row for name in ("number", "accuracy", "loss")):
+            self.rescored[row["number"]] = row
         elif event == "trial" and all(name in row for name in _FIELDS):
             before = self.rows.get(row["number"])
             if before is not None and before["accuracy"] is not None:  # a failed one is tried again
@@ -69,6 +76,7 @@ class TrialLog:
                     f"{self.path}, row {line}: trial {row['number']} is there twice", _ELSEWHERE
                 )
             self.rows[row["number"]] = row
+            self.rescored = {}
         else:
             raise InputError(f"{self.path}, row {line}: not a row of a search's log", _ELSEWHERE)
 
@@ -77,6 +85,13 @@ class TrialLog:
         row = {"event": "trial", **row}  # as it is when read again
         append_jsonl(self.path, row)
         self.rows[row["number"]] = row
+        self.rescored = {}
+
+    def add_rescored(self, row: Row) -> None:
+        """Append what a trial's network scores by the final weights."""
+        row = {"event": "rescored", **row}
+        append_jsonl(self.path, row)
+        self.rescored[row["number"]] = row
 
     def void_from(self, number: int) -> None:
         """The trials from this one on will be done again."""
@@ -103,6 +118,21 @@ _ELSEWHERE = "use another output folder, or delete that file to start anew"
 def _short(value: Any) -> str:
     text = value.get("name", "") if isinstance(value, dict) else value
     return f"{text!r}"[:60]
+
+
+def shortlist(rows: list[Row], count: int, spans: int = 4) -> list[Row]:
+    """Networks to score again: of each span of the search the best by reward, one row a network.
+
+    Shared weights improve all the time, so a late reward is higher than an early one of the same
+    network; within a span of the search they compare about like with like.
+    """
+    latest = sorted(best_by_network(rows), key=lambda row: row["number"])
+    size = math.ceil(max(1, len(latest)) / spans)
+    taken = [
+        row for start in range(0, len(latest), size)
+        for row in best_by_network(latest[start : start + size])[: max(1, count // spans)]
+    ]  # fmt: skip
+    return taken[:count]
 
 
 def best_by_network(rows: list[Row]) -> list[Row]:

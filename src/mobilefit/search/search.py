@@ -1,6 +1,6 @@
 """The search loop: sample, evaluate, update (MnasNet, section 4.2), as ask and tell.
 
-A batch of networks is asked for, timed, evaluated and told; then the state is saved. What decides
+A batch of networks is asked for (the first ones are the hand-made networks of the space), timed, evaluated and told; then the state is saved. What decides
 what comes next is in the log and the state alone, so a search that was stopped anywhere goes on as
 if it had not been.
 """
@@ -79,6 +79,18 @@ def search(
     return Searched(log=run.log, seconds=run.seconds)
 
 
+def load_evaluator(evaluator: Evaluator, out: Path) -> None:
+    """Load a fresh evaluator with what it was when the search in ``out`` ended.
+
+    Raises:
+        InputError: there is no such state, or it cannot be read.
+    """
+    path = out / STATE
+    if not path.exists():
+        raise InputError(f"{path} is missing", "give the search's command again")
+    evaluator.load_state_dict(load_checkpoint(path, {})["evaluator"])
+
+
 class _Run:
     def __init__(
         self, space: Space, strategy: Strategy, evaluator: Evaluator, latencies: Latencies,
@@ -92,6 +104,8 @@ class _Run:
             "reward": reward.form, "target_ms": reward.target_ms, "seed": settings.seed,
             "batch": settings.batch,
         }  # fmt: skip
+        if evaluator.scored_on is not None:
+            self.identity["scored_on"] = evaluator.scored_on
         decisions = [{"name": d.name, "options": list(d.options)} for d in space.decisions]
         self.log = TrialLog(out, {**self.identity, "decisions": decisions})
         self.state, self.told, self._saved = out / STATE, 0, time.monotonic()
@@ -121,7 +135,8 @@ class _Run:
         """Ask, time, evaluate, tell, save."""
         with self.timed("strategy"):
             count = min(self.settings.batch, self.settings.trials - self.told)
-            asked = self.strategy.ask(count)
+            first = self.space.handmade[self.told : self.told + count]
+            asked = [*first, *self.strategy.ask(count - len(first))]
             trials = [
                 Trial(number=self.told + i, tokens=tokens, spec=self.space.spec(tokens))
                 for i, tokens in enumerate(asked)

@@ -162,6 +162,14 @@ class Space:
         """The number of networks."""
         return math.prod(self.sizes)
 
+    @functools.cached_property
+    def handmade(self) -> tuple[Tokens, ...]:
+        """The networks that the space is made around, as far as it holds them: every search's first trials."""
+        try:
+            return (self.tokens(self.base),)
+        except InputError:
+            return ()
+
     def resolution(self, pixels: int) -> Space:
         """The space for square images of ``pixels`` a side."""
         return replace(self, base=self.base.resolution(pixels))

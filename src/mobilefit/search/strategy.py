@@ -20,7 +20,7 @@ class Strategy(Protocol):
         """The next networks to try; one may have been tried before."""
 
     def tell(self, tokens: Sequence[Tokens], rewards: Sequence[float]) -> None:
-        """What the networks of the last :meth:`ask` were worth, in its order."""
+        """What networks were worth: those of the last :meth:`ask`, in its order, after any hand-made ones."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what comes next: tensors and plain values."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mobilefit.arch import NetSpec
-from mobilefit.data import ImageSet, Preset, batch_count, batches
+from mobilefit.data import ImageSet, Preset, batches
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
@@ -43,8 +43,11 @@ SPREADING = 0.8
 RATE = 0.3
 """Of the recipe's learning rate: at the whole rate, paths undo each other's steps (after 240 steps on
 Fashion-MNIST random paths had 51 % on held-out images with 0.3, 22 % with 1.0)."""
-SCORE_IMAGES = 256
-"""Held-out images that a trial is scored on, a batch after the other."""
+SCORE_IMAGES = 512
+"""Held-out images that every trial is scored on, the same ones for all: two paths then differ by what
+they are, not by which images they met. All of them where there are no more."""
+SCORE_BATCH = 256
+"""Images whose statistics a path is normalised with."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -256,12 +259,14 @@ class SupernetTask:
 class SharedWeights(Evaluator):
     """Trains the shared weights a step along each trial's path, then scores the path.
 
-    A score is from a batch of held-out images, each batch in its turn: noisy by itself, which the
-    strategy's learning averages. :meth:`rescore` takes all held-out images and the final weights.
+    Every trial is scored on the same :data:`SCORE_IMAGES` held-out images. Scores rise as the weights
+    learn, so early and late ones cannot be compared: :meth:`rescore` takes all held-out images and the
+    final weights.
     """
 
     name = "supernet"
     depends_on_history = True
+    scored_on = "the same images for every trial"
 
     def __init__(self, space: Space, task: SupernetTask) -> None:
         self.supernet = Supernet(space, task.seed)
@@ -276,6 +281,7 @@ class SharedWeights(Evaluator):
         # In random order, since a batch's own statistics want mixed classes.
         order = np.random.default_rng(task.seed).permutation(len(task.held_out))
         self._held_out = task.held_out.subset(order)
+        self._score_batches: list[Batch] = []
 
     def prepare(self) -> None:
         """The warm-up, from its checkpoint if there is one."""
@@ -295,7 +301,7 @@ class SharedWeights(Evaluator):
         )  # fmt: skip
 
     def evaluate(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """One training step and one batch of held-out images each."""
+        """One training step each, and an evaluation on the same images."""
         for trial in trials:
             yield outcome(trial.number, functools.partial(self._one, trial))
 
@@ -306,42 +312,43 @@ class SharedWeights(Evaluator):
             self._stepper.step()
         finally:
             self.supernet.path = None
-        return self._accuracy(trial.tokens, [self._held_batch(trial.number)])
+        if not self._score_batches:
+            self._score_batches = list(self._held(SCORE_IMAGES))
+        return self._score(trial.tokens, self._score_batches)[0]
 
-    def _held_batch(self, number: int) -> Batch:
-        """A batch of held-out images, each in its turn."""
-        count = batch_count(len(self._held_out), self._score_size, train=False)
-        return next(iter(self._held(start=number % count)))
-
-    def _held(self, start: int = 0) -> Iterator[Batch]:
-        """All held-out images in batches of about one size."""
-        return batches(
-            self._held_out, self._task.preset, self._score_size, train=False, start=start, prefetch=0
-        )
-
-    @property
-    def _score_size(self) -> int:
-        count = len(self._held_out)
-        return math.ceil(count / math.ceil(count / SCORE_IMAGES))
+    def _held(self, most: int | None = None) -> Iterator[Batch]:
+        """The first ``most`` held-out images, or all, in batches of about one size."""
+        images = self._held_out
+        if most is not None and len(images) > most:
+            images = images.subset(np.arange(most))
+        size = math.ceil(len(images) / math.ceil(len(images) / SCORE_BATCH))
+        return batches(images, self._task.preset, size, train=False, prefetch=0)
 
     @torch.no_grad()
-    def _accuracy(self, path: Tokens, held: Sequence[Batch]) -> float:
-        """Top-1 of a path on these batches."""
+    def _score(self, path: Tokens, held: Sequence[Batch]) -> tuple[float, float]:
+        """Top-1 and mean cross-entropy (nats) of a path on these batches."""
+        right, loss = 0, 0.0
         self.supernet.eval()
         try:
-            right = sum(
-                int((self.supernet.along(path, images).argmax(1) == labels).sum())
-                for images, labels in held
-            )
+            for images, labels in held:
+                logits = self.supernet.along(path, images)
+                right += int((logits.argmax(1) == labels).sum())
+                loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
         finally:
             self.supernet.train()
-        return right / sum(len(labels) for _, labels in held)
+        count = sum(len(labels) for _, labels in held)
+        return right / count, loss / count
 
     def rescore(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Top-1 on all held-out images with the weights as they are."""
+        """Top-1 and loss on all held-out images with the weights as they are."""
         held = list(self._held())
         for trial in trials:
-            yield outcome(trial.number, functools.partial(self._accuracy, trial.tokens, held))
+            accuracy, loss = self._score(trial.tokens, held)
+            finite = math.isfinite(loss)
+            yield Outcome(
+                number=trial.number, accuracy=accuracy if finite else None,
+                loss=loss if finite else None, error=None if finite else f"the loss is {loss}",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The shared weights, the optimizer and the number of steps."""
