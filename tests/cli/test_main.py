@@ -143,7 +143,7 @@ def test_an_interrupt_says_how_to_go_on(
 ) -> None:  # fmt: skip
     import importlib
 
-    module = importlib.import_module(f"mobilefit.jobs.{words[0]}")
+    module = importlib.import_module(f"mobilefit.{VERBS[words[0]].home}")
     monkeypatch.setattr(module, words[0], interrupted)
     assert run(*words) == 130
     said = capsys.readouterr().err.strip()

@@ -17,12 +17,12 @@ from PIL import Image
 
 from mobilefit.arch import NetSpec
 from mobilefit.cli.main import VERBS
+from mobilefit.commands.design import DesignConfig
 from mobilefit.jobs import demo_server, plan
 from mobilefit.jobs import doctor as doctor_job
 from mobilefit.jobs.adapt import AdaptConfig
 from mobilefit.jobs.bench import BenchConfig
 from mobilefit.jobs.demo import DemoConfig
-from mobilefit.jobs.design import DesignConfig
 from mobilefit.jobs.doctor import DoctorConfig
 from mobilefit.jobs.evaluate import EvaluateConfig
 from mobilefit.jobs.export import ExportConfig
@@ -37,7 +37,7 @@ every_verb = pytest.mark.parametrize("verb", VERBS)
 
 
 def home(verb: str) -> tuple[Any, type[Any]]:
-    module = importlib.import_module(f"mobilefit.jobs.{VERBS[verb].home}")
+    module = importlib.import_module(f"mobilefit.{VERBS[verb].home}")
     return module, getattr(module, VERBS[verb].config)
 
 
@@ -89,7 +89,7 @@ Config = Callable[[World, Path, Path], Any]
 CONFIGS: dict[str, Config] = {
     "design": lambda w, out, done: DesignConfig(
         data=str(w.images), latency="75%", seed_network=str(w.spec), resolution=32, epochs=1.0,
-        delta=0.05, tune_steps=2, out=done,
+        delta=0.02, tune_steps=2, out=done,
     ),
     "search": lambda w, out, done: SearchConfig(
         data=str(w.images), latency="90%", space=str(w.space), resolution=32, trials=4, top=2,
@@ -220,14 +220,14 @@ def test_a_design_takes_several_steps_and_keeps_its_promise(designed: Path) -> N
     made = record(designed)
     rows = [json.loads(line) for line in (designed / "netadapt/netadapt.jsonl").open()]
     steps = [row for row in rows if row["event"] == "accepted"]
-    assert len(steps) >= 3
+    assert len(steps) >= 2
     final, seed = NetSpec.from_dict(made["final_spec"]), NetSpec.from_dict(made["seed_spec"])
     assert seed.id == SPEC.id and final.cost().madds < 0.9 * seed.cost().madds
     assert final.id == steps[-1]["spec_id"]
     kinds = [row["kind"] for row in made["results"]]
     assert kinds == ["seed", "adapted", "width"]
     medians = {row["kind"]: row["latency"]["median_ms"] for row in made["results"]}
-    assert made["budget_ms"] == pytest.approx(0.75 * medians["seed"])
+    assert made["budget_ms"] == pytest.approx(0.75 * made["reference_ms"])
     assert medians["adapted"] < medians["seed"]
     assert made["final"]["latency_float"]["median_ms"] > 0
 

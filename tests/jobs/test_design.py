@@ -18,8 +18,8 @@ from PIL import Image
 
 from mobilefit import device
 from mobilefit.arch import NetSpec
+from mobilefit.commands import design as job
 from mobilefit.device import LatencyTable
-from mobilefit.jobs import design as job
 from mobilefit.jobs import lab
 from mobilefit.jobs.model import int8_for_timing
 from mobilefit.runs import read_json, read_jsonl, write_json
@@ -87,8 +87,8 @@ def test_the_record_says_what_was_done(finished: Path) -> None:
     assert made["command"].startswith("mobilefit design ") and "--latency 40%" in made["command"]
     assert made["data"]["sizes"] == {"train": 87, "holdout": 9, "test": 24}
     assert made["data"]["skipped"] == [] and len(made["data"]["fingerprint"]) == 64
-    assert (made["plan"]["train_steps"], made["plan"]["tune_steps"]) == (8, 2)
-    assert {"start", "plan", "table", "training seed", "netadapt", "width", "training adapted",
+    assert (made["plan"]["train_steps"], made["plan"]["netadapt"]["tune_steps"]) == (8, 2)
+    assert {"start", "speed", "table", "training seed", "netadapt", "width", "training adapted",
             "training width", "export and measure"} <= set(made["seconds"])  # fmt: skip
     labels = [(row["kind"], row["seed"]) for row in made["results"]]
     assert labels == [("seed", 0), ("adapted", 0), ("width", 0)]
@@ -184,7 +184,7 @@ def test_a_quality_gate(
     lines = capsys.readouterr().err.splitlines()
     before = record(finished)
     over = 2 * before["final"]["latency"]["median_ms"] - before["budget_ms"]
-    assert lines[-1].startswith(f"mobilefit: the final network is {over:.3f} ms over the budget")
+    assert lines[-1].startswith(f"mobilefit: the final network is {over:.3g} ms over the budget")
     assert {"record.json", "report.html", "model_int8.tflite"} <= set(contents(out))
     assert run(*words(world, out)) == 3  # said again, not done again
 
@@ -341,7 +341,7 @@ def test_images_that_changed_are_noticed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(job._Chain, "make_plan", stop)
+        patch.setattr(job._Design, "measure_speed", stop)
         assert run(*words(world, tmp_path / "run", data=images)) == 130
     picture(0, 5).save(images / "blue" / "new.png")
     said = refused(*words(world, tmp_path / "run", data=images), "--quiet")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mobilefit.commands.design import DesignConfig
 from mobilefit.errors import InputError
-from mobilefit.jobs.design import DesignConfig
 from mobilefit.jobs.folder import RunFolder, command
 from mobilefit.jobs.info import InfoConfig
 from mobilefit.jobs.options import Budget, option, parse_budget
@@ -125,12 +125,18 @@ def test_a_stage_that_fails_is_done_again(tmp_path: Path) -> None:
 def test_seconds_add_up_over_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mobilefit.jobs import folder as room
 
-    clock = iter([0.0, 2.0, 100.0, 103.5])
-    monkeypatch.setattr(room.time, "monotonic", lambda: next(clock))
-    for _ in range(2):
-        with RunFolder(tmp_path, "demo", Config(data="d")).timed("training"):
-            pass
-    assert RunFolder(tmp_path, "demo", Config(data="d")).state["seconds"] == {"training": 5.5}
+    now = [0.0]
+    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    for started, seconds in ((0.0, 2.0), (100.0, 3.5)):
+        now[0] = started
+        folder = RunFolder(tmp_path, "demo", Config(data="d"))
+        with folder.timed("training"):
+            now[0] += seconds
+    now[0] = 500.0
+    last = RunFolder(tmp_path, "demo", Config(data="d"))
+    assert last.state["seconds"] == {"training": 5.5}
+    now[0] += 1.0
+    assert last.elapsed == 6.5
 
 
 def test_a_record_is_complete(tmp_path: Path) -> None:

@@ -31,19 +31,19 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "design": Verb("design", "DesignConfig", "The main job: images and a latency budget in, a measured network out."),
-    "search": Verb("search", "SearchConfig", "Block-wise search for a seed network (platform-aware NAS)."),
-    "info": Verb("info", "InfoConfig", "A network as the paper's table, with its costs."),
-    "train": Verb("train", "TrainConfig", "Train a network on your images."),
-    "evaluate": Verb("evaluate", "EvaluateConfig", "Accuracy of weights or of a LiteRT file."),
-    "predict": Verb("predict", "PredictConfig", "What a LiteRT file sees in images, a video, a camera."),
-    "demo": Verb("demo", "DemoConfig", "A web page here where one drops an image or uses the camera."),
-    "adapt": Verb("adapt", "AdaptConfig", "NetAdapt: shrink a trained network to a latency."),
-    "quantize": Verb("quantize", "QuantizeConfig", "A float32 LiteRT file to int8."),
-    "export": Verb("export", "ExportConfig", "Trained weights to files: LiteRT, ONNX, torch.export, ExecuTorch."),
-    "bench": Verb("bench", "BenchConfig", "Latency of files, side by side."),
-    "report": Verb("report", "ReportConfig", "The HTML page of a run, made anew from its records."),
-    "doctor": Verb("doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
+    "design": Verb("commands.design", "DesignConfig", "The main job: images and a latency budget in, a measured network out."),
+    "search": Verb("jobs.search", "SearchConfig", "Block-wise search for a seed network (platform-aware NAS)."),
+    "info": Verb("jobs.info", "InfoConfig", "A network as the paper's table, with its costs."),
+    "train": Verb("jobs.train", "TrainConfig", "Train a network on your images."),
+    "evaluate": Verb("jobs.evaluate", "EvaluateConfig", "Accuracy of weights or of a LiteRT file."),
+    "predict": Verb("jobs.predict", "PredictConfig", "What a LiteRT file sees in images, a video, a camera."),
+    "demo": Verb("jobs.demo", "DemoConfig", "A web page here where one drops an image or uses the camera."),
+    "adapt": Verb("jobs.adapt", "AdaptConfig", "NetAdapt: shrink a trained network to a latency."),
+    "quantize": Verb("jobs.quantize", "QuantizeConfig", "A float32 LiteRT file to int8."),
+    "export": Verb("jobs.export", "ExportConfig", "Trained weights to files: LiteRT, ONNX, torch.export, ExecuTorch."),
+    "bench": Verb("jobs.bench", "BenchConfig", "Latency of files, side by side."),
+    "report": Verb("jobs.report", "ReportConfig", "The HTML page of a run, made anew from its records."),
+    "doctor": Verb("jobs.doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
 }  # fmt: skip
 
 INTERRUPTED = 130
@@ -95,7 +95,7 @@ class LazyCommand(click.Command):
     def _load(self) -> tuple[type[Any], Callable[[Any], Any]]:
         assert self.name is not None
         verb = VERBS[self.name]
-        module = importlib.import_module(f"mobilefit.jobs.{verb.home}")
+        module = importlib.import_module(f"mobilefit.{verb.home}")
         return getattr(module, verb.config), getattr(module, self.name)
 
 

@@ -44,8 +44,9 @@ class RunFolder:
         self.config = _plain(config)
         aside = {name: False for name in ("resume", "quiet") if hasattr(config, name)}
         self.command = command(verb, dataclasses.replace(config, **aside))
-        self._writes = writes
+        self._writes, self._began = writes, time.monotonic()
         self.state: dict[str, Any] = {"started": now(), "seconds": {}}
+        self._earlier = 0.0
         if writes:
             self._open(resume)
 
@@ -62,6 +63,16 @@ class RunFolder:
         write_json(path / "config.json", {"verb": self.verb, **self.config})
         state = path / "state.json"
         self.state |= _object(state) if state.exists() else {}
+        self._earlier = float(self.state.get("elapsed", 0.0))
+
+    def _keep_state(self) -> None:
+        self.state["elapsed"] = round(self.elapsed, 2)
+        write_json(self.path / "state.json", self.state)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run took so far, in this call and in those that were interrupted."""
+        return self._earlier + time.monotonic() - self._began
 
     @property
     def finished(self) -> bool:
@@ -92,7 +103,7 @@ class RunFolder:
         """Whether there is anything to lose: a file, or the result of a stage."""
         files = {path.name for path in self.path.iterdir()} - {"config.json", "state.json", LOCK}
         state = self.path / "state.json"
-        stages = set(_object(state)) - {"started", "seconds"} if state.exists() else set()
+        stages = set(_object(state)) - {"started", "seconds", "elapsed"} if state.exists() else set()
         return bool(files or stages)
 
     def stage(self, name: str, work: Callable[[], T]) -> T:
@@ -103,7 +114,7 @@ class RunFolder:
         if name not in self.state:
             with self.timed(name):
                 self.state[name] = work()
-            write_json(self.path / "state.json", self.state)
+            self._keep_state()
         result: T = self.state[name]
         return result
 
@@ -118,16 +129,20 @@ class RunFolder:
             seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - began, 2)
             if self._writes:
                 with contextlib.suppress(InputError):  # a full disk is told by what failed on it
-                    write_json(self.path / "state.json", self.state)
+                    self._keep_state()
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write the record, completed by what every run has: the run is complete."""
+        return self.finish_part(self.path, record)
+
+    def finish_part(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+        """Write the record of a part of the run, which has a folder within the run's."""
         whole = {
             "verb": self.verb, "command": self.command, "config": self.config,
             "started": self.state["started"], "finished": now(), "seconds": self.state["seconds"],
             "machine": machine(), **record,
         }  # fmt: skip
-        write_json(self.path / RECORD, whole)
+        write_json(folder / RECORD, whole)
         return whole
 
     def record(self) -> dict[str, Any]:

@@ -25,7 +25,16 @@ from mobilefit.jobs.model import Exported, int8_for_timing, value_of
 from mobilefit.nn import Network, load_network
 from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
-from mobilefit.train import Evaluation, Recipe, fit, recipe
+from mobilefit.train import (
+    BEST,
+    CHECKPOINT,
+    Evaluation,
+    FitResult,
+    Recipe,
+    SoftTargets,
+    fit,
+    recipe,
+)
 from mobilefit.train.task import Task
 
 TABLE = "latency_table.json"
@@ -60,19 +69,26 @@ def recipe_for(name: str | None, weights: object | None, data: ClassificationDat
 
 def train(
     network: Network, data: Any, preset: Preset, recipe: Recipe, *, task: Task, steps: int,
-    seed: int, folder: Path, label: str | None,
-) -> None:  # fmt: skip
+    seed: int, folder: Path, label: str | None, teacher: SoftTargets | None = None,
+) -> FitResult:  # fmt: skip
     """Train in place, going on from the folder's checkpoint if there is one.
 
     Args:
         data: of the task's kind, with its ``train`` and ``holdout``.
         task: whose loss and score.
+        teacher: who is learned from, by a recipe with distillation.
     """
-    fit(
+    return fit(
         network, data.train, preset=preset, recipe=recipe, task=task, validation=held_out(data, 2000, seed),
         seed=seed, steps=steps, out=folder, resume=True, progress=label,
-        checkpoint_every=max(1, steps // 20),
+        checkpoint_every=max(1, steps // 20), teacher=teacher,
     )  # fmt: skip
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    for needless in (CHECKPOINT, BEST):
+        (folder / needless).unlink(missing_ok=True)
 
 
 def held_out(data: Any, most: int, seed: int) -> Any:
@@ -245,18 +261,20 @@ class OpenTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A trained network of the comparison."""
+class Trained:
+    """A network of a comparison, trained in full."""
 
     label: str
     kind: str
-    """seed, adapted or width."""
+    """``seed`` (the larger network), ``candidate``, ``adapted``, ``width`` or ``resolution``."""
     seed: int
     network: Network
+    preset: Preset
+    """How an image becomes its input."""
 
 
 def result(
-    entry: Entry, files: Exported, latency: Latency
+    entry: Trained, files: Exported, latency: Latency
 ) -> tuple[dict[str, Any], Any]:
     """An entry's row in the record, and the evaluation of its int8 file on the test images."""
     int8 = files.found["int8"]

@@ -1,0 +1,1 @@
+"""The commands: each a frozen configuration and one function of it."""

@@ -1,0 +1,197 @@
+"""Which networks may enter the race: those of the family at the sizes that the budget allows.
+
+How latency grows with the input's size is the device's business: an odd map at a stride of 2 costs
+nearly what the next even one does (MobileNetV2 in int8: 72 px take 0.91 of 80 px, and 64 px 0.63).
+So sizes are measured, never computed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mobilefit.arch import NetSpec
+from mobilefit.nn.weights import rows
+
+Origin = Literal["family", "width", "shrunk", "searched"]
+Measure = Callable[[Sequence[NetSpec]], list[float]]
+"""Milliseconds of the int8 files of networks, measured side by side."""
+
+SIZES = (
+    32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 288, 320, 384,
+    448, 512,
+)  # fmt: skip
+"""Sides of the network's input that are tried, pixels."""
+SMALLEST_LIMIT = 64
+"""Images smaller than this may be enlarged to it, pixels: networks with a total stride of 32 need a map."""
+WIDTHS = (1.0, 0.75, 0.5, 0.35)
+"""Width multipliers that are tried from scratch: the published ones up to 1 (V2 paper, Table 4)."""
+MOST_SCRATCH = 8
+"""Candidates from scratch that race."""
+SCRATCH_FAMILY = (
+    "mobilenet_v3_small", "mobilenetv4_conv_small", "mobilenet_v3_large", "mobilenet_v2",
+    "efficientnet_lite0", "lcnet",
+)  # fmt: skip
+"""Networks that are tried from scratch, the most accurate at equal CPU time first (ImageNet, batch 1,
+by timm's benchmark and the papers): from scratch every width is a candidate, and the rest of the family
+is behind these at every latency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network at an input size, with its measured latency."""
+
+    spec: NetSpec
+    """For the data's classes, at its size."""
+    latency_ms: float
+    """Of its int8 file, median, at the machine's speed when the run began."""
+    origin: Origin = "family"
+    weights: str | None = None
+    """Where pretrained weights come from, as ``--weights`` has it; ``None``: from scratch."""
+
+    @property
+    def name(self) -> str:
+        """Readable and unique in a run: ``mobilenet_v2 64 px``."""
+        height, width = self.spec.image_shape
+        size = f"{height}" if height == width else f"{height}x{width}"
+        return f"{self.spec.name} {size} px"
+
+    @property
+    def slug(self) -> str:
+        """The name as a file's."""
+        return self.name.replace(" px", "").replace(" ", "_").replace("/", "_")
+
+
+@dataclass
+class Sizes:
+    """One network at several input sizes: measured ones, and guesses of the others."""
+
+    spec: NetSpec
+    weights: str | None
+    sizes: tuple[int, ...]
+    origin: Origin = "family"
+    measured: dict[int, float] = field(default_factory=dict)
+    """Milliseconds by size."""
+
+    def at(self, size: int) -> NetSpec:
+        """The network at a size; an input that is not square keeps its form, in multiples of 32."""
+        height, width = self.spec.image_shape
+        if height == width:
+            return self.spec.resolution(size)
+        return self.spec.resolution(size, max(32, round(size * width / height / 32) * 32))
+
+    def guess(self, size: int, ms_per_madd: float) -> float:
+        """Milliseconds at a size, from the multiply-adds and what was measured of the nearest size."""
+        if size in self.measured:
+            return self.measured[size]
+        madds = self.at(size).cost().madds
+        if not self.measured:
+            return ms_per_madd * madds
+        nearest = min(self.measured, key=lambda known: abs(known - size))
+        return self.measured[nearest] * madds / self.at(nearest).cost().madds
+
+    def largest(self, budget_ms: float, ms_per_madd: float) -> int | None:
+        """The largest size that is within a budget by what is known; ``None``: not even the smallest."""
+        within = [size for size in self.sizes if self.guess(size, ms_per_madd) <= budget_ms]
+        return max(within, default=None)
+
+
+def sizes_for(short_side: int, resolution: int | None) -> tuple[int, ...]:
+    """The input sizes to try for images of this short side (the median), in pixels.
+
+    Args:
+        resolution: the one size to try, whatever the images are.
+    """
+    if resolution is not None:
+        return (resolution,)
+    limit = max(short_side, SMALLEST_LIMIT)
+    return SIZES[: bisect.bisect_right(SIZES, limit)]
+
+
+def scratch_networks(family: Mapping[str, NetSpec], names: Iterable[str]) -> dict[str, NetSpec]:
+    """Every network of these names at every width of :data:`WIDTHS`; by name."""
+    networks = {}
+    for name in names:
+        if name in family:
+            for multiplier in WIDTHS:
+                spec = family[name] if multiplier == 1 else family[name].width(multiplier)
+                networks[spec.name] = spec
+    return networks
+
+
+def measure_sizes(
+    networks: Sequence[Sizes], budgets_ms: Sequence[float], measure: Measure, *, ms_per_madd: float,
+    rounds: int = 3,
+) -> None:  # fmt: skip
+    """Measure every network around each budget: the largest size within it, and the next one above.
+
+    The first guess is by multiply-adds; each round corrects it by what was measured, so that some two
+    or three sizes of a network are compiled and timed.
+
+    Args:
+        networks: their ``measured`` is filled.
+        measure: of several networks in one go.
+        ms_per_madd: of a typical network, for the first guess.
+    """
+    for _ in range(rounds):
+        missing: list[tuple[Sizes, int]] = []
+        for network in networks:
+            wanted: set[int] = set()
+            for budget_ms in budgets_ms:
+                size = network.largest(budget_ms, ms_per_madd)
+                place = -1 if size is None else network.sizes.index(size)
+                wanted |= set(network.sizes[max(0, place) : place + 2])
+            missing += [(network, size) for size in sorted(wanted) if size not in network.measured]
+        if not missing:
+            return
+        latencies = measure([network.at(size) for network, size in missing])
+        for (network, size), latency_ms in zip(missing, latencies, strict=True):
+            network.measured[size] = latency_ms
+
+
+def within(networks: Sequence[Sizes], budget_ms: float) -> list[Candidate]:
+    """Each network at its largest measured size within a budget, in the order of the networks."""
+    candidates = []
+    for network in networks:
+        sizes = [size for size, ms in network.measured.items() if ms <= budget_ms]
+        if sizes:
+            candidates.append(_candidate(network, max(sizes)))
+    return candidates
+
+
+def above(networks: Sequence[Sizes], budget_ms: float) -> list[Candidate]:
+    """Each network at the smallest measured size that is over a budget: to be shrunk."""
+    candidates = []
+    for network in networks:
+        sizes = [size for size, ms in network.measured.items() if ms > budget_ms]
+        if sizes:
+            candidates.append(_candidate(network, min(sizes)))
+    return sorted(candidates, key=lambda candidate: candidate.latency_ms)
+
+
+def _candidate(network: Sizes, size: int) -> Candidate:
+    return Candidate(
+        spec=network.at(size), latency_ms=network.measured[size], origin=network.origin,
+        weights=network.weights,
+    )  # fmt: skip
+
+
+def spread(candidates: Sequence[Candidate], most: int = MOST_SCRATCH) -> list[Candidate]:
+    """At most so many candidates: one of each family of widths in turn, its largest network first.
+
+    At one latency the larger network of a family sees the smaller picture.
+
+    Args:
+        candidates: in the order of preference of their families.
+    """
+    families: dict[NetSpec, list[Candidate]] = {}
+    for candidate in candidates:
+        families.setdefault(rows(candidate.spec), []).append(candidate)
+    for family in families.values():
+        family.sort(key=lambda candidate: -candidate.spec.cost().params)
+    turns = itertools.zip_longest(*families.values())
+    chosen = [candidate for turn in turns for candidate in turn if candidate is not None]
+    return chosen[:most]

@@ -1,0 +1,210 @@
+"""How ``design`` keeps the time that it is given.
+
+``--minutes`` is a promise. Every stage is planned when it begins, from the clock and from the speed that
+the stages before it were seen to run at; what a stage was planned to do is kept in the run's state, so
+that an interrupted run does the same. What there is no time for is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mobilefit import adapt
+from mobilefit.arch import NetSpec
+from mobilefit.train import Recipe
+
+DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
+"""The V3 paper's step, and larger ones for when time is short."""
+MOST_TUNE_STEPS = 10_000
+"""The V3 paper's T."""
+LEAST_TUNE_STEPS = 15
+"""Fewer teach a proposal nothing that new batch norm statistics do not."""
+MOST_EPOCHS = 200
+MOST_PRETRAINED_EPOCHS = 40
+"""From pretrained weights: longer gains nothing on some thousand images (results/training)."""
+LEAST_STEPS = 20
+CUT = 1.3
+"""About how much more than the least a NetAdapt step cuts, since widths go in steps of eight."""
+HELD_IMAGES = 2000
+RUNG_EPOCHS = (2.0, 5.0)
+"""Of the race's two trainings."""
+RACE_SHARE = 0.25
+"""Of the time left when it begins, for both rungs of the race together."""
+TEACHER_SHARE = 0.35
+"""Of the time left when it begins, for the larger network that teaches, and that shrinking begins from."""
+SHRINK_SHARE = 0.35
+"""Of the time left when it begins, for NetAdapt."""
+RESERVE = 0.04
+"""Of the whole time: kept for what no stage foresees."""
+EXPORT_SECONDS = 6.0
+"""Of a network's quantizing and measuring, beside its run over the test images."""
+FILE_SLOWER = 1.6
+"""About what an image of evaluation takes beside the measured latency: reading it, and float32 as well."""
+EXPONENT = 0.8
+"""An image's training time grows with this power of the multiply-adds: small maps use a core less well.
+MobileNetV2's at 48 and 96 px, 2 cores: 3.1 times the time for 4 times the multiply-adds."""
+SHARE_OF_A_STEP = 0.3
+"""What a teacher's forward pass takes of a training step of the same network."""
+
+
+@dataclass
+class SpeedModel:
+    """Seconds that an image takes in training, by the multiply-adds of the network.
+
+    Attributes:
+        madds: of the network that the speed is known of, at the size that it was trained at.
+        seconds: it took for an image.
+    """
+
+    madds: float
+    seconds: float
+
+    def image(self, madds: float) -> float:
+        """Seconds of an image in training."""
+        return float(self.seconds * (madds / self.madds) ** EXPONENT)
+
+    def learn(self, madds: float, seconds: float) -> None:
+        """Take a training that was seen in the place of what was known."""
+        if seconds > 0:
+            self.madds, self.seconds = madds, seconds
+
+
+def training_madds(spec: NetSpec, recipe: Recipe) -> float:
+    """Multiply-adds of a network at the size that a recipe trains it at."""
+    return spec.cost().madds * recipe.train_scale**2
+
+
+def epoch_steps(images: int, recipe: Recipe) -> int:
+    """Steps of one pass."""
+    return max(1, images // batch_size(recipe, images))
+
+
+def batch_size(recipe: Recipe, images: int) -> int:
+    """The recipe's, or less where an epoch would have fewer than eight steps."""
+    return max(2, min(recipe.batch_size, images // 8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """How long one kind of training is."""
+
+    steps: int
+    epochs: float
+    seconds: float
+    """About how long all of the stage takes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def for_steps(steps: int, per_epoch: int, seconds: float) -> StagePlan:
+    """A stage of that many steps."""
+    return StagePlan(steps=steps, epochs=round(steps / per_epoch, 3), seconds=round(seconds, 1))
+
+
+def race_rung(
+    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int
+) -> StagePlan:
+    """A rung: ``epochs`` of every candidate, or as many steps of each as the seconds allow.
+
+    Args:
+        step_seconds: of each candidate.
+    """
+    each = sum(step_seconds)
+    steps = max(LEAST_STEPS, min(math.ceil(epochs * per_epoch), int(seconds / max(each, 1e-9))))
+    return for_steps(steps, per_epoch, steps * each)
+
+
+def full_training(
+    seconds: float, step_seconds: Sequence[float], per_epoch: int, most_epochs: float,
+    epochs: float | None = None,
+) -> StagePlan:  # fmt: skip
+    """Trainings of the same number of steps that fit the seconds together.
+
+    Args:
+        step_seconds: of each training.
+        epochs: as many and no others, whatever the time.
+    """
+    each = sum(step_seconds)
+    steps = max(LEAST_STEPS, min(round(most_epochs * per_epoch), int(seconds / max(each, 1e-9))))
+    if epochs is not None:
+        steps = max(1, round(epochs * per_epoch))
+    return for_steps(steps, per_epoch, steps * each)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptPlan:
+    """NetAdapt's part."""
+
+    delta: float
+    """Least latency cut of a step, part of the larger network's."""
+    steps: int
+    """About how many it takes."""
+    proposals: int
+    """Of a step, at most."""
+    tune_steps: int
+    """Of a proposal's fine-tuning; 0: proposals are judged with new batch norm statistics alone."""
+    held_images: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def netadapt(
+    seconds: float, spec: NetSpec, *, over: float, step_seconds: float, evaluation_seconds: float,
+    held_images: int, per_epoch: int, delta: float | None, tune_steps: int | None,
+) -> AdaptPlan:  # fmt: skip
+    """NetAdapt within some seconds: the smallest delta whose proposals can be tuned at all.
+
+    Where none can, proposals are not tuned, only given new batch norm statistics: a handful of steps
+    teaches less than these do.
+
+    Args:
+        over: part of the latency that must go.
+        step_seconds: of a training step.
+        evaluation_seconds: of the held-out images.
+        delta, tune_steps: as the user wants them, whatever the time.
+    """
+    proposals = len(adapt.groups(spec))
+    fixed = 0.1 + evaluation_seconds
+
+    def steps_for(cut: float) -> int:
+        return math.ceil(over / (CUT * cut))
+
+    def affordable(cut: float) -> int:
+        each = seconds / max(1, steps_for(cut) * proposals)
+        return int((each - fixed) / max(step_seconds, 1e-9))
+
+    chosen = delta or next((cut for cut in DELTAS if affordable(cut) >= LEAST_TUNE_STEPS), DELTAS[-1])
+    tune = min(affordable(chosen), MOST_TUNE_STEPS, 2 * per_epoch)
+    tune = tune_steps if tune_steps is not None else tune if tune >= LEAST_TUNE_STEPS else 0
+    return AdaptPlan(
+        delta=chosen, steps=steps_for(chosen), proposals=proposals, tune_steps=tune,
+        held_images=held_images,
+        seconds=round(steps_for(chosen) * proposals * (fixed + tune * step_seconds), 1),
+    )  # fmt: skip
+
+
+def export_seconds(networks: int, latency_ms: float, test_images: int) -> float:
+    """About how long it takes to quantize, evaluate and measure that many networks."""
+    return networks * (EXPORT_SECONDS + FILE_SLOWER * 2e-3 * latency_ms * test_images)
+
+
+def distilled(recipe: Recipe, share: float) -> Recipe:
+    """The recipe of a training that is taught.
+
+    Mixtures of images are left out: the teacher sees whole ones, at its own resolution.
+    """
+    return replace(recipe, distillation=share, mixup=0.0, cutmix=0.0)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
