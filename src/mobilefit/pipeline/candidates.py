@@ -136,7 +136,7 @@ def scratch_networks(family: Mapping[str, NetSpec], names: Iterable[str]) -> dic
 
 def measure_sizes(
     networks: Sequence[Sizes], budgets_ms: Sequence[float], measure: Measure, *, ms_per_madd: float,
-    rounds: int = 3,
+    rounds: int = 6,
 ) -> None:  # fmt: skip
     """Measure every network around each budget: the largest size within it, and the next one above.
 
@@ -147,6 +147,7 @@ def measure_sizes(
         networks: their ``measured`` is filled.
         measure: of several networks in one go.
         ms_per_madd: of a typical network, for the first guess.
+        rounds: at most; where the first guess is three times off, some networks take four.
     """
     for _ in range(rounds):
         missing: list[tuple[Sizes, int]] = []

@@ -103,7 +103,7 @@ def pretrained_sources(
         quiet: show no download.
 
     Raises:
-        InputError: a file that is missing or of no network that is known.
+        InputError: a file that is missing or of no network that is known; two of one network.
     """
     if list(asked) == [NONE]:
         return {}
@@ -112,13 +112,25 @@ def pretrained_sources(
             if len(asked) > 1:
                 raise InputError(f"one network is named, and {len(asked)} weights", "give one --weights")
             return {network.name: (network, asked[0])}
-        return dict(_recognised(source) for source in asked)
+        return _of_files(asked)
     if tiny:
         log("the images are tiny: training from scratch (pretrained filters are for photos)")
         return {}
     names = [n for n in PRETRAINED_FAMILY if n in family]
     networks = {name: family[name] for name in names} if network is None else {network.name: network}
     return _from_hubs(networks, log, quiet=quiet)
+
+
+def _of_files(asked: Sequence[str]) -> dict[str, tuple[NetSpec, str]]:
+    sources: dict[str, tuple[NetSpec, str]] = {}
+    for source in asked:
+        name, pair = _recognised(source)
+        if name in sources:
+            raise InputError(
+                f"{sources[name][1]} and {source} are both weights of {name}", "give one of them"
+            )
+        sources[name] = pair
+    return sources
 
 
 def _recognised(source: str) -> tuple[str, tuple[NetSpec, str]]:

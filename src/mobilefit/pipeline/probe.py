@@ -42,9 +42,11 @@ def probe_losses(
         features = torch.from_numpy(logits_of(network, train_set, preset))
         held_features = torch.from_numpy(logits_of(network, held_out, preset))
     mean, std = features.mean(0), features.std(0) + 1e-6
-    weights = _fitted((features - mean) / std, torch.from_numpy(train_set.labels))
-    scores = _with_bias((held_features - mean) / std) @ weights
     labels = torch.from_numpy(held_out.labels)
+    train_labels = torch.from_numpy(train_set.labels)
+    classes = int(torch.cat([train_labels, labels]).max()) + 1  # one may have held-out images alone
+    weights = _fitted((features - mean) / std, train_labels, classes)
+    scores = _with_bias((held_features - mean) / std) @ weights
     losses: npt.NDArray[np.float32] = nn.functional.cross_entropy(scores, labels, reduction="none").numpy()
     return losses
 
@@ -64,10 +66,10 @@ def _with_bias(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones(len(features), 1)], 1)
 
 
-def _fitted(features: Tensor, labels: Tensor) -> Tensor:
+def _fitted(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Weights [features + 1, classes] of multinomial logistic regression; the bias is not decayed."""
     inputs = _with_bias(features)
-    weights = torch.zeros(inputs.shape[1], int(labels.max()) + 1, requires_grad=True)
+    weights = torch.zeros(inputs.shape[1], classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

@@ -10,6 +10,7 @@ as a candidate's result depends on its own training alone, it has the same winne
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,12 +115,14 @@ class Race:
         return standings([(c, judged[c.slug]) for c in candidates], rung.survivors)
 
     def _judged(self, rung: Rung, candidate: Candidate) -> Judged | None:
-        """An earlier run's result: its row, and its losses beside it."""
-        for row in self.rows:
-            if (row["rung"], row["name"], row["spec_id"]) == (rung.name, candidate.name, candidate.spec.id):
-                return Judged(
-                    losses=np.load(self._path(rung, candidate)), score=row["score"], seconds=row["seconds"]
-                )
+        """An earlier run's result: its latest row, and its losses beside it; ``None`` if either is lost."""
+        key = rung.name, candidate.name, candidate.spec.id
+        for row in reversed(self.rows):
+            if (row["rung"], row["name"], row["spec_id"]) == key:
+                with contextlib.suppress(OSError, ValueError, EOFError):  # missing, torn or empty
+                    losses = np.load(self._path(rung, candidate))
+                    return Judged(losses=losses, score=row["score"], seconds=row["seconds"])
+                return None
         return None
 
     def _keep(self, rung: Rung, candidate: Candidate, result: Judged) -> None:

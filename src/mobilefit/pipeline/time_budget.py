@@ -15,6 +15,8 @@ from typing import Any
 
 from mobilefit import adapt
 from mobilefit.arch import NetSpec
+from mobilefit.jobs.plan import MOST_EPOCHS as MOST_EPOCHS
+from mobilefit.jobs.plan import batch_size as batch_size
 from mobilefit.train import Recipe
 
 DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
@@ -23,7 +25,6 @@ MOST_TUNE_STEPS = 10_000
 """The V3 paper's T."""
 LEAST_TUNE_STEPS = 15
 """Fewer teach a proposal nothing that new batch norm statistics do not."""
-MOST_EPOCHS = 200
 MOST_PRETRAINED_EPOCHS = 40
 """From pretrained weights: longer gains nothing on some thousand images (results/training)."""
 LEAST_STEPS = 20
@@ -81,11 +82,6 @@ def training_madds(spec: NetSpec, recipe: Recipe) -> float:
 def epoch_steps(images: int, recipe: Recipe) -> int:
     """Steps of one pass."""
     return max(1, images // batch_size(recipe, images))
-
-
-def batch_size(recipe: Recipe, images: int) -> int:
-    """The recipe's, or less where an epoch would have fewer than eight steps."""
-    return max(2, min(recipe.batch_size, images // 8))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ Mark = tuple[str, float, float]
 LABEL_SIZE = 8.0
 
 
-def label(axis: Axes, marks: Sequence[Mark], budget: float | None) -> None:
+def label(axis: Axes, marks: Sequence[Mark], budgets: Sequence[float]) -> None:
     """Name the marks, each on the side where it covers least of other names, marks and lines.
 
     Networks of one latency are what the figure is about, so marks do stand close together. Sizes
@@ -119,7 +119,7 @@ def label(axis: Axes, marks: Sequence[Mark], budget: float | None) -> None:
         if line.get_linestyle() == ":":
             corners = to_points.transform(line.get_xydata())
             taken += [(_square(x, y, 1), 1) for x, y in _along(corners)]
-    if budget is not None:
+    for budget in budgets:
         x = to_points.transform((budget, axis.get_ylim()[0]))[0]
         taken.append(((x - 2, -math.inf, x + 2, math.inf), 10))
     for (name, ms, percent), (x, y) in zip(marks, middles):

@@ -20,12 +20,14 @@ from mobilefit.report import (
     drawing,
     measures,
     plots,
+    race,
     search,
     segmentation,
     tables,
     training,
     trials,
     units,
+    verdict,
 )
 
 NAME = "report.html"
@@ -43,6 +45,7 @@ def write_report(run_dir: Path) -> Path:
     Reads ``record.json``, ``netadapt/netadapt.jsonl``, ``search/trials.jsonl``, ``lr_finder.json`` and
     every ``metrics.jsonl`` at or below ``run_dir``, and the sizes of the model files that the record
     names.
+    Of a design for several budgets also the ``record.json`` of each one's folder.
     A section whose records are missing is left out. The page needs no other file and loads nothing
     from anywhere.
 
@@ -79,10 +82,12 @@ _SHAPE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, jinja2.Unde
 
 
 def _metrics(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each ``metrics.jsonl``, by the folder that holds it."""
+    """The rows of each ``metrics.jsonl``, by the folder that holds it; the race's short trainings aside."""
     found = {}
     for path in sorted(run_dir.rglob("metrics.jsonl")):
         folder = path.parent.relative_to(run_dir).as_posix()
+        if folder.startswith("race/"):
+            continue
         rows = [row for row in runs.read_jsonl(path) if isinstance(row, dict)]
         if rows:
             found["training" if folder == "." else folder] = rows
@@ -115,8 +120,9 @@ def _content(
 ) -> dict[str, Any]:
     """Everything the template shows; what is empty or ``None`` is left out there."""
     data, final = record.get("data") or {}, record.get("final") or {}
-    files = _files(run_dir, final)
+    files, designs = _files(run_dir, final), _designs(run_dir, record)
     found, score = tables.entries(record), measures.measure(record)
+    exported = plots.exported(designs) or {str(final.get("label"))}
     return {
         "task": measures.task_of(record),
         "measure": score,
@@ -126,14 +132,19 @@ def _content(
         "final": final,
         "files": files,
         "verdict": tables.verdict(record),
+        "advantage": verdict.sentences(record),
+        "budgets": verdict.budget_rows(designs),
         "over": _over(record),
-        "params": _params(record),
+        "params": None if designs else _params(record),
         "comparison_header": tables.comparison_header(score.name),
-        "comparison": [(e.kind, e.label == final.get("label"), tables.comparison(e)) for e in found],
+        "comparison": [
+            (e.kind, e.label in exported, tables.title(e, record), tables.comparison(e)) for e in found
+        ],
         "several_seeds": any(entry.runs > 1 for entry in found),
-        "frontier": _frontier(record, steps, found),
+        "frontier": _frontier(record, steps, found, designs),
+        "race": _race(record, designs, score),
         "search": search.section(record, log),
-        **_network(record),
+        **_network({} if designs else record),
         "steps_header": tables.steps_header(score.name),
         "steps": tables.steps(steps),
         **_layers(record),
@@ -176,6 +187,8 @@ def _network(record: dict[str, Any]) -> dict[str, Any]:
     if not record.get("final_spec"):
         return {"network": None}
     final = NetSpec.from_dict(record["final_spec"])
+    if (record.get("verdict") or {}).get("kind") == "candidate":  # of other blocks than the larger network
+        record = {**record, "seed_spec": None}
     seed, reference = (
         NetSpec.from_dict(record[key]) if record.get(key) else None
         for key in ("seed_spec", "reference_spec")
@@ -183,12 +196,19 @@ def _network(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "network": tables.network(seed, final),
         "network_header": tables.NETWORK_HEADER,
+        "raced": tables.raced(record),
+        "pixels": _pixels,
         "spec": final,
         "seed_spec": seed,
         "reference": (reference, reference.cost()) if reference else None,
         "costs": (seed.cost() if seed else None, final.cost()),
         "changes": difference(seed, final) if seed else [],
     }
+
+
+def _pixels(spec: NetSpec) -> str:
+    height, width = spec.image_shape
+    return f"{height} px" if height == width else f"{height}×{width} px"
 
 
 def _layers(record: dict[str, Any]) -> dict[str, Any]:
@@ -250,12 +270,27 @@ def _classes(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _frontier(
-    record: dict[str, Any], steps: list[dict[str, Any]], found: list[tables.Entry]
-) -> str | None:
+    record: dict[str, Any], steps: list[dict[str, Any]], entries: list[tables.Entry],
+    designs: dict[str, Any],
+) -> str | None:  # fmt: skip
     """Accuracy against latency, of a run that measured any."""
-    if not any(entry.latency for entry in found):
+    if not any(entry.latency for entry in entries):
         return None
-    return drawing.inline(plots.frontier_figure(record, steps))
+    return drawing.inline(plots.frontier_figure(record, steps, designs))
+
+
+def _designs(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The records of a design's budgets, by the names of their folders; those that are there."""
+    paths = {str(name): run_dir / str(name) / "record.json" for name in record.get("designs") or ()}
+    return {name: runs.read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _race(
+    record: dict[str, Any], designs: dict[str, Any], score: measures.Measure
+) -> list[race.RungTable]:
+    if not designs:
+        return race.rungs(record, score)
+    return [rung for name, one in designs.items() for rung in race.rungs(one, score, f"{name}: ")]
 
 
 def _sweep(sweep: Any) -> dict[str, Any] | None:

@@ -18,10 +18,15 @@ from mobilefit.report.measures import MEASURES, measure
 from mobilefit.report.trials import thinned
 
 _SERIES = ("adapted", "width", "seed", "budget", "steps", "muted")
-_MARKERS = {"seed": "D", "adapted": "o", "width": "s", "reference": "v"}
+_MARKERS = {"seed": "D", "adapted": "o", "candidate": "o", "searched": "o", "width": "s",
+            "resolution": "^", "reference": "v"}  # fmt: skip
+_KIND_COLOURS = {"candidate": "adapted", "searched": "adapted", "resolution": "reference"}
+"""Of the kinds that have no colour of their own name: no record has both kinds of a colour."""
 
 
-def frontier_figure(record: tables.Row, steps: Sequence[tables.Row]) -> bytes:
+def frontier_figure(
+    record: tables.Row, steps: Sequence[tables.Row], designs: Mapping[str, tables.Row] | None = None
+) -> bytes:
     """Accuracy (mAP, mIoU) against measured latency, as a standalone SVG file.
 
     Above: every network of ``record["results"]``, trained alike and measured on the test set; small
@@ -33,24 +38,34 @@ def frontier_figure(record: tables.Row, steps: Sequence[tables.Row]) -> bytes:
     Args:
         record: the content of ``record.json``.
         steps: the rows of ``netadapt.jsonl``; may be empty.
+        designs: of several budgets the record of each, by the name that its labels begin with: a line
+            joins the exported networks, which alone are named.
     """
+    designs = designs or {}
     short = _short_term(steps)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.8, 4.6 if short else 3.5), layout="constrained")
         ratios = {"height_ratios": [2.2, 1]} if short else None
         axes = figure.subplots(2 if short else 1, 1, sharex=True, squeeze=False, gridspec_kw=ratios)
-        marks = _draw_results(axes[0, 0], record)
+        marks = _draw_results(axes[0, 0], record, exported(designs))
         if short:
             _draw_steps(axes[1, 0], short, measure(record).name)
-        budget = units.number(record.get("budget_ms"))
+        numbers = [units.number(one.get("budget_ms")) for one in (record, *designs.values())]
+        budgets = [number for number in numbers if number is not None]
         for axis in axes[:, 0]:
-            _draw_budget(axis, budget)
+            _draw_budgets(axis, budgets)
         axes[-1, 0].set_xlabel("measured latency, median (ms)")
         handles, names = axes[0, 0].get_legend_handles_labels()
         drawing.legend_below(figure, dict(zip(names, handles)))
         if marks:
-            drawing.label(axes[0, 0], marks, budget)
+            drawing.label(axes[0, 0], marks, budgets)
     return drawing.svg(figure, "frontier")
+
+
+def exported(designs: Mapping[str, tables.Row]) -> dict[str, str]:
+    """The name of each budget, by the label that its exported network has among all results."""
+    labels = {name: (record.get("final") or {}).get("label") for name, record in designs.items()}
+    return {f"{name}: {label}": name for name, label in labels.items()}
 
 
 def _short_term(steps: Sequence[tables.Row]) -> list[tuple[float, float]]:
@@ -64,19 +79,24 @@ def _short_term(steps: Sequence[tables.Row]) -> list[tuple[float, float]]:
     return points
 
 
-def _draw_results(axis: Axes, record: tables.Row) -> list[Mark]:
+def _draw_results(axis: Axes, record: tables.Row, exported: Mapping[str, str]) -> list[Mark]:
+    """Every network as a mark; dotted lines join the widths and the resolutions of one network.
+
+    Args:
+        exported: the budget by the label of its network; if there are any, these alone are named.
+    """
     marks: list[Mark] = []
-    found = tables.entries(record)
-    int8 = any(entry.accuracy_int8 for entry in found)
+    entries = tables.entries(record)
+    int8 = any(entry.accuracy_int8 for entry in entries)
     words = tables.kinds(record)
     unscaled = "reference" if tables.searched(record) else "seed"
-    family: list[tuple[float, float]] = []  # the hand-made network and its widths
-    named: set[str] = set()
-    for entry in found:
+    lines: dict[str, list[tuple[float, float]]] = {"width": [], "resolution": [], "exported": []}
+    in_legend: set[str] = set()
+    for entry in entries:
         accuracy = entry.accuracy_int8 if int8 else entry.accuracy_float
         if accuracy is None or entry.latency is None:
             continue
-        colour = COLOURS.get(entry.kind, COLOURS["ink"])
+        colour = COLOURS.get(_KIND_COLOURS.get(entry.kind, entry.kind), COLOURS["ink"])
         x, y = entry.latency, accuracy
         if len(x.values) == len(y.values) > 1:
             axis.scatter(x.values, [100 * v for v in y.values], s=9, color=colour, alpha=0.45,
@@ -84,17 +104,38 @@ def _draw_results(axis: Axes, record: tables.Row) -> list[Mark]:
         axis.errorbar(
             x.mean, 100 * y.mean, xerr=x.spread, yerr=100 * y.spread if y.spread else None,
             fmt=_MARKERS.get(entry.kind, "^"), color=colour, markersize=7, elinewidth=1.1, capsize=2,
-            label=None if entry.kind in named else words.get(entry.kind, entry.kind),
+            label=None if entry.kind in in_legend else words.get(entry.kind, entry.kind),
         )  # fmt: skip
-        named.add(entry.kind)
-        marks.append((entry.label, x.mean, 100 * y.mean))
-        family += [(x.mean, 100 * y.mean)] if entry.kind in (unscaled, "width") else []
-    if len(family) > 1:
-        axis.plot(*zip(*sorted(family)), color=COLOURS["width"], lw=1, ls=":", zorder=1)
+        in_legend.add(entry.kind)
+        point = x.mean, 100 * y.mean
+        if not exported or entry.label in exported:
+            marks.append((exported.get(entry.label, _short_label(entry, record)), *point))
+        for kind, points in lines.items():
+            member = entry.label in exported if kind == "exported" else entry.kind in (unscaled, kind)
+            points += [point] if member else []
+    _draw_lines(axis, lines)
     axis.margins(0.14)
     axis.set_title("trained and measured")
     axis.set_ylabel(f"{measure(record).name}, {'int8' if int8 else 'float32'} (%)")
     return marks
+
+
+def _short_label(entry: tables.Entry, record: tables.Row) -> str:
+    """``48 px`` and ``width 0.59`` of the larger network at a lower resolution, and scaled in width."""
+    larger = str((record.get("seed_spec") or {}).get("name"))
+    if entry.kind == "resolution" and entry.label.startswith(f"{larger} "):
+        return entry.label.removeprefix(f"{larger} ")
+    if entry.kind == "width" and entry.label.startswith(f"{larger}_"):
+        return entry.label.replace(f"{larger}_", "width ", 1)
+    return entry.label
+
+
+def _draw_lines(axis: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    looks = {"width": ("width", ":"), "resolution": ("reference", ":"), "exported": ("adapted", "-")}
+    for kind, points in lines.items():
+        if len(points) > 1:
+            colour, style = looks[kind]
+            axis.plot(*zip(*sorted(points)), color=COLOURS[colour], lw=1, ls=style, zorder=1)
 
 
 def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]], score: str) -> None:
@@ -105,9 +146,11 @@ def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]], score: str) -
     axis.set_ylabel(f"{score} (%)")
 
 
-def _draw_budget(axis: Axes, budget: float | None) -> None:
-    if budget is not None:
-        axis.axvline(budget, color=COLOURS["budget"], lw=1.1, ls="--", label=f"budget {units.ms(budget)}")
+def _draw_budgets(axis: Axes, budgets: Sequence[float]) -> None:
+    texts = [units.ms(budget) for budget in budgets]
+    name = f"{'budgets' if len(texts) > 1 else 'budget'} {', '.join(texts)}"
+    for index, budget in enumerate(budgets):
+        axis.axvline(budget, color=COLOURS["budget"], lw=1.1, ls="--", label=name if index == 0 else None)
 
 
 def layers_figure(

@@ -212,7 +212,7 @@ def agreement_figure(found: Row, score: str = "accuracy") -> bytes | None:
             axis.set_xlabel(x)
             axis.set_ylabel(y)
         for axis, (pairs, *_) in zip(axes, panels):
-            drawing.label(axis, [(pair.label, pair.x, pair.y) for pair in pairs], None)
+            drawing.label(axis, [(pair.label, pair.x, pair.y) for pair in pairs], ())
     return drawing.svg(figure, "search-agreement")
 
 

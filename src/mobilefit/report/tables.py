@@ -9,6 +9,7 @@ from typing import Any
 
 from mobilefit.arch import Block, Conv, Layer, NetSpec
 from mobilefit.report import units
+from mobilefit.report import verdict as verdicts
 from mobilefit.report.measures import Row as Row
 from mobilefit.report.measures import measure
 
@@ -89,15 +90,34 @@ def searched(record: Row) -> bool:
 def kinds(record: Row) -> dict[str, str]:
     """What the kinds of ``results`` are called, in the order of their making.
 
-    The seed network is a hand-made one of the family unless a search found it; then the family's
+    A design that raced names the larger network, which begins and teaches the others, ``seed``. Before,
+    the seed network was a hand-made one of the family unless a search made it; then the family's
     network, which the width multiplier scales, is the reference.
     """
+    taught = bool((record.get("plan") or {}).get("taught"))
+    seed = "searched network" if searched(record) else "seed network"
+    if raced(record) and (record.get("final") or {}).get("kind") != "seed":
+        seed = "larger network, the teacher" if taught else "larger network"
     return {
         "reference": "the family's network",
-        "seed": "searched network" if searched(record) else "seed network",
+        "seed": seed,
         "adapted": "NetAdapt, trained",
+        "candidate": "winner of the race",
+        "searched": "searched network",
+        "resolution": "lower resolution, taught" if taught else "lower resolution",
         "width": "width multiplier",
     }
+
+
+def raced(record: Row) -> bool:
+    """Whether a design raced its candidates."""
+    return record.get("race") is not None
+
+
+def title(entry: Entry, record: Row) -> str:
+    """What a network of a race is, where its label alone does not say it; else nothing."""
+    words = kinds(record).get(entry.kind, "") if raced(record) else ""
+    return "" if entry.kind == "adapted" else words
 
 
 def comparison_header(score: str) -> tuple[str, ...]:
@@ -145,13 +165,16 @@ def verdict(record: Row) -> str | None:
 
 
 def summary_table(record: Row) -> str:
-    """The comparison of a run as plain text for a terminal, with the verdict below.
+    """The comparison of a run as plain text for a terminal, with the verdicts below.
 
     Columns that no row fills are left out; ``*`` marks the network that the run chose.
     """
     chosen = (record.get("final") or {}).get("label")
     found = entries(record)
     rows = [comparison_header(measure(record).name), *map(comparison, found)]
+    for index, entry in enumerate(found, 1):
+        if words := title(entry, record):
+            rows[index] = (f"{entry.label} ({words})", *rows[index][1:])
     marks = [" ", *("*" if entry.label == chosen else " " for entry in found)]
     keep = [i for i in range(len(rows[0])) if _worth(rows[0][i], [row[i] for row in rows[1:]])]
     lines = [
@@ -159,8 +182,8 @@ def summary_table(record: Row) -> str:
         for mark, row in zip(marks, rows)
         if found
     ]
-    said = verdict(record)
-    lines += [f"* {chosen}: {said}"] if said else []
+    said = [line for line in (verdict(record), *verdicts.summary_lines(record)) if line]
+    lines += [f"* {chosen}: {line}" for line in said]
     return "\n".join(lines)
 
 

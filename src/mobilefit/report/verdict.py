@@ -1,0 +1,94 @@
+"""What a design's exported network is worth, in words: beside what a user could do by hand in its place."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from mobilefit.report import units
+from mobilefit.report.measures import Row
+
+
+def advantage(record: Row) -> str | None:
+    """``ahead of lower resolution (mobilenet_v2 48 px) by 2.1 ± 0.6 points and of the width multiplier by ...``.
+
+    Paired differences on the test images, with their standard errors; one that is below its error is no
+    lead: ``level with the width multiplier (+0.3 ± 0.9 points)``. ``None`` where nothing was compared.
+    """
+    comparisons = (record.get("verdict") or {}).get("against") or ()
+    phrases = [phrase for row in comparisons if (phrase := _phrase(row)) is not None]
+    if not phrases:
+        return None
+    words = [f"{phrases[0][0]} {phrases[0][1]}"]
+    for (before, _), (relation, rest) in itertools.pairwise(phrases):
+        words.append(rest if relation == before else f"{relation} {rest}")
+    return " and ".join(words)
+
+
+def _phrase(row: Row) -> tuple[str, str] | None:
+    """``ahead`` and ``of the width multiplier by 6.0 ± 1.2 points``."""
+    points, error = units.number(row.get("points")), units.number(row.get("error"))
+    if points is None:
+        return None
+    spread = f" ± {error:.1f}" if error is not None else ""
+    if points == 0 or abs(points) < (error or 0.0):
+        return "level", f"with {_name(row, f'{points:+.1f}{spread} points')}"
+    relation, word = ("ahead", "of ") if points > 0 else ("behind", "")
+    return relation, f"{word}{_name(row)} by {abs(points):.1f}{spread} points"
+
+
+NAMES = {"resolution": "lower resolution", "width": "the width multiplier"}
+"""What a user could do by hand, by the kind that the record has it under."""
+
+
+def _name(row: Row, detail: str | None = None) -> str:
+    """What was compared with; of a lower resolution also which."""
+    kind, label = str(row.get("kind")), row.get("label")
+    inner = [str(label)] if kind == "resolution" and label else []
+    inner += [detail] if detail else []
+    return NAMES.get(kind, str(label or kind)) + (f" ({', '.join(inner)})" if inner else "")
+
+
+def plain_winner(record: Row) -> str | None:
+    """What was exported, if it is what a user could do by hand: a value of :data:`NAMES`."""
+    return NAMES.get(str((record.get("verdict") or {}).get("kind")))
+
+
+def sentences(record: Row) -> str | None:
+    """The verdict on the page: a sentence or two."""
+    plain, lead = plain_winner(record), advantage(record)
+    label = (record.get("verdict") or {}).get("label")
+    parts = []
+    if plain is not None:
+        name = f"{plain} ({label})" if label else plain
+        parts.append(f"On the held-out images nothing was better than {name}, so that is what was exported.")
+    if lead is not None:
+        parts.append(f"It is {lead} on the test images.")
+    return " ".join(parts) or None
+
+
+def summary_lines(record: Row) -> list[str]:
+    """The verdict as what follows the exported network's name in a terminal."""
+    plain, lead = plain_winner(record), advantage(record)
+    lines = [f"nothing was better than {plain}, so that is what was exported"] if plain is not None else []
+    return [*lines, *([lead] if lead is not None else [])]
+
+
+def budget_rows(designs: dict[str, Row]) -> list[dict[str, Any]]:
+    """One row a budget: name, exported network, its latency and accuracy, and the verdict.
+
+    Args:
+        designs: the record of each budget, by the name of its folder.
+    """
+    rows = []
+    for name, record in designs.items():
+        final = record.get("final") or {}
+        latency = units.number((final.get("latency") or {}).get("median_ms"))
+        budget = units.number(record.get("budget_ms"))
+        rows.append({
+            "name": name, "network": final.get("label") or units.NONE, "budget": units.ms(budget),
+            "latency": units.ms(latency),
+            "over": latency is not None and budget is not None and latency > budget,
+            "accuracy": units.percent(final.get("accuracy_int8")), "verdict": "; ".join(summary_lines(record)),
+        })  # fmt: skip
+    return rows

@@ -1,0 +1,302 @@
+"""What the networks of a run begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from weights import randomized
+
+from mobilefit.arch import FAMILY, Block, ClassifierHead, Conv, NetSpec
+from mobilefit.data import ClassificationData, ImageSet, Preset
+from mobilefit.data.images import ArraySource
+from mobilefit.errors import InputError
+from mobilefit.jobs.kinds import KINDS
+from mobilefit.nn import Network, build, save_weights
+from mobilefit.pipeline import initial_weights
+from mobilefit.pipeline.initial_weights import (
+    AUTO,
+    NONE,
+    PRETRAINED_FAMILY,
+    InitialWeights,
+    covers,
+    pretrained_sources,
+)
+
+SMALL = FAMILY["mobilenet_v3_small"].classes(3)
+V2 = FAMILY["mobilenet_v2"].classes(3)
+TINY = NetSpec(
+    name="tiny", input_size=32, stem=Conv(out=16, kernel=3, stride=2, act="hard_swish"),
+    blocks=(Block(expand=64, out=16), Block(expand=72, out=24, stride=2)),
+    head=ClassifierHead(num_classes=3),
+)  # fmt: skip
+
+
+# ---- what weights serve
+
+
+@pytest.mark.parametrize(
+    ("spec", "serves"),
+    [
+        (SMALL, True),
+        (SMALL.resolution(64), True),  # at any size
+        (SMALL.width(0.75), True),
+        (replace(SMALL, name="another name"), True),
+        (SMALL.padded("torch"), True),  # constants are taken over
+        (SMALL.width(1.25), False),
+        (V2, False),
+        (FAMILY["mobilenet_v3_small_minimalistic"].classes(3), False),  # other kernels
+        (replace(SMALL, blocks=SMALL.blocks[:-1]), False),
+    ],
+    ids=["itself", "smaller", "narrower", "renamed", "padded", "wider", "v2", "minimalistic", "shorter"],
+)
+def test_a_network_serves_those_of_its_blocks_that_are_nowhere_wider(
+    spec: NetSpec, serves: bool
+) -> None:
+    assert covers(SMALL, spec) is serves
+
+
+def test_one_wider_layer_is_enough_to_be_refused() -> None:
+    blocks = list(SMALL.width(0.5).blocks)
+    assert covers(SMALL, replace(SMALL.width(0.5), blocks=tuple(blocks)))
+    widest = SMALL.blocks[3].expand
+    assert widest is not None
+    blocks[3] = replace(blocks[3], expand=widest + 8)
+    assert not covers(SMALL, replace(SMALL.width(0.5), blocks=tuple(blocks)))
+
+
+# ---- a network's first weights
+
+
+def classification(count: int = 12) -> ClassificationData:
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 32, 32)).astype(np.uint8)
+    source = ArraySource(pixels, [str(i) for i in range(count)])
+    images = ImageSet(source, (np.arange(count) % 3).astype(np.int64))
+    return ClassificationData(
+        name="noise", classes=("a", "b", "c"), train=images, holdout=images, test=images,
+        skipped=(), fingerprint="0" * 64, short_side=32,
+    )  # fmt: skip
+
+
+def test_from_scratch_by_the_seed() -> None:
+    weights = InitialWeights(task=KINDS["classify"], data=classification())
+    (first, preset), (again, _), (other, _) = (weights.network(TINY, None, seed) for seed in (1, 1, 2))
+    assert preset.resolution == 32
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def trained_larger() -> Network:
+    network = randomized(build(replace(TINY, input_size=64, padding="torch")), seed=4)
+    assert isinstance(network, Network)
+    return network
+
+
+LARGER_PRESET = Preset(resolution=64, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+
+
+def test_from_a_larger_network_of_the_run_last_layer_included() -> None:
+    larger = trained_larger()
+    weights = InitialWeights(
+        task=KINDS["classify"], data=classification(), larger=larger, larger_preset=LARGER_PRESET
+    )
+    network, preset = weights.network(TINY, "a source that is never looked at", 0)
+    assert network.spec == replace(TINY, padding="torch", norm=larger.spec.norm)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, larger.state_dict()[name]), name
+    assert preset.resolution == 32  # its own size, the larger one's scale of colours
+    assert (preset.mean, preset.std) == (LARGER_PRESET.mean, LARGER_PRESET.std)
+
+
+def test_a_narrower_network_begins_with_a_part_of_the_larger_ones_channels() -> None:
+    larger = trained_larger()
+    weights = InitialWeights(
+        task=KINDS["classify"], data=classification(), larger=larger, larger_preset=LARGER_PRESET
+    )
+    narrower = replace(TINY, blocks=(replace(TINY.blocks[0], expand=32), TINY.blocks[1]))
+    network, _ = weights.network(narrower, None, 0)
+    before, after = larger.state_dict(), network.state_dict()
+    name = "backbone.blocks.0.expand.conv.weight"
+    rows = {tuple(row.flatten().tolist()) for row in before[name]}
+    assert len(after[name]) == 32
+    assert {tuple(row.flatten().tolist()) for row in after[name]} < rows
+
+
+def test_a_wider_network_begins_elsewhere() -> None:
+    weights = InitialWeights(
+        task=KINDS["classify"], data=classification(), larger=trained_larger(), larger_preset=LARGER_PRESET
+    )
+    wider = replace(TINY, stem=replace(TINY.stem, out=24))
+    network, preset = weights.network(wider, None, 0)
+    assert network.spec == wider and preset.mean != LARGER_PRESET.mean
+
+
+# ---- which pretrained weights there are
+
+
+@dataclass
+class FakeModel:
+    """Weights of a hub that are in the cache, or can be fetched, or cannot."""
+
+    hub: FakeHub
+    name: str
+    in_cache: bool
+
+    def cached(self) -> Path | None:
+        return Path("weights") if self.in_cache else None
+
+    def fetch(self, *, quiet: bool = False) -> Path:
+        if not self.in_cache and self.hub.offline:
+            self.hub.failures.append(self.name)
+            raise InputError(f"cannot fetch {self.name}: no network", "put the file there yourself")
+        self.hub.fetched.append((self.name, quiet))
+        return Path("weights")
+
+
+@dataclass
+class FakeHub:
+    """torchvision and timm without either.
+
+    Attributes:
+        has: names of networks by hub.
+        cache: what needs no download, as ``hub:network``.
+    """
+
+    has: dict[str, tuple[str, ...]]
+    offline: bool = False
+    cache: tuple[str, ...] = ()
+    fetched: list[tuple[str, bool]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def model(self, source: str, spec: NetSpec) -> FakeModel:
+        if spec.name not in self.has.get(source, ()):
+            raise InputError(f"{source} has no weights of {spec.name}")
+        name = f"{source}:{spec.name}"
+        return FakeModel(self, name, name in self.cache)
+
+
+EVERYTHING = {"torchvision": ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"),
+              "timm": ("mobilenet_v2", "efficientnet_lite0", "mnasnet_a1")}  # fmt: skip
+
+
+def sources(
+    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, asked: tuple[str, ...] = (AUTO,),
+    network: NetSpec | None = None, *, tiny: bool = False, quiet: bool = False,
+) -> tuple[dict[str, tuple[NetSpec, str]], list[str]]:  # fmt: skip
+    monkeypatch.setattr(initial_weights, "hub", SimpleNamespace(model=hub.model))
+    text: list[str] = []
+    return pretrained_sources(asked, network, FAMILY, text.append, tiny=tiny, quiet=quiet), text
+
+
+def test_the_first_hub_that_has_a_network_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(EVERYTHING)
+    networks, text = sources(monkeypatch, hub, quiet=True)
+    assert {name: source for name, (_, source) in networks.items()} == {
+        "mobilenet_v3_large": "torchvision", "mobilenet_v2": "torchvision", "efficientnet_lite0": "timm",
+        "mobilenet_v3_small": "torchvision", "mnasnet_a1": "timm",
+    }  # fmt: skip
+    assert list(networks) == [name for name in PRETRAINED_FAMILY if name in networks]
+    assert all(spec == FAMILY[name] for name, (spec, _) in networks.items())
+    assert text == [] and all(quiet for _, quiet in hub.fetched)
+
+
+def test_without_a_network_one_line_and_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(EVERYTHING, offline=True)
+    networks, text = sources(monkeypatch, hub)
+    assert networks == {}
+    (line,) = text
+    assert "no network" in line and "training from scratch" in line and "\n" not in line
+    assert len(hub.failures) == 1  # no second download is waited for
+
+
+def test_without_a_network_the_caches_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(EVERYTHING, offline=True, cache=("timm:mobilenet_v2", "timm:mnasnet_a1"))
+    networks, text = sources(monkeypatch, hub)
+    assert {name: source for name, (_, source) in networks.items()} == {
+        "mobilenet_v2": "timm", "mnasnet_a1": "timm"
+    }  # fmt: skip
+    (line,) = text
+    assert "mobilenet_v2, mnasnet_a1" in line and "from scratch" not in line
+
+
+def test_a_named_network_is_the_only_one_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(EVERYTHING)
+    networks, _ = sources(monkeypatch, hub, network=V2)
+    assert networks == {"mobilenet_v2": (V2, "torchvision")}
+    assert sources(monkeypatch, hub, network=replace(TINY, name="own")) == ({}, [])
+
+
+def test_none_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub(EVERYTHING)
+    assert sources(monkeypatch, hub, (NONE,)) == ({}, [])
+    assert sources(monkeypatch, hub, (NONE,), V2) == ({}, [])
+    assert hub.fetched == []
+
+
+def test_tiny_images_are_trained_from_scratch_unless_weights_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = FakeHub(EVERYTHING)
+    networks, (line,) = sources(monkeypatch, hub, tiny=True)
+    assert networks == {} and hub.fetched == [] and "tiny" in line and "from scratch" in line
+    networks, text = sources(monkeypatch, hub, ("torchvision",), V2, tiny=True)
+    assert networks == {"mobilenet_v2": (V2, "torchvision")} and text == []
+
+
+# ---- files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("files")
+    save_weights(build(TINY), folder / "ours.safetensors")
+    narrow = FAMILY["mobilenet_v3_small"].width(0.5)
+    safetensors.torch.save_file(build(narrow).state_dict(), folder / "bare.safetensors")
+    safetensors.torch.save_file({"some.weight": torch.zeros(3)}, folder / "foreign.safetensors")
+    save_weights(randomized(build(TINY)), folder / "also_ours.safetensors")  # type: ignore[arg-type]
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+def of_files(*asked: str, network: NetSpec | None = None) -> dict[str, tuple[NetSpec, str]]:
+    def never(line: str) -> None:
+        raise AssertionError(line)
+
+    return pretrained_sources(asked, network, FAMILY, never, tiny=False, quiet=True)
+
+
+def test_files_say_or_show_which_network_they_are_of(files: dict[str, str]) -> None:
+    networks = of_files(files["ours"], files["bare"])
+    assert list(networks) == ["tiny", FAMILY["mobilenet_v3_small"].width(0.5).name]
+    assert networks["tiny"] == (TINY, files["ours"])
+    spec, source = networks[FAMILY["mobilenet_v3_small"].width(0.5).name]
+    assert covers(spec, FAMILY["mobilenet_v3_small"].width(0.5)) and source == files["bare"]
+
+
+def test_a_file_goes_with_the_network_that_is_named(files: dict[str, str]) -> None:
+    assert of_files(files["foreign"], network=V2) == {"mobilenet_v2": (V2, files["foreign"])}
+
+
+@pytest.mark.parametrize(
+    ("names", "network", "words"),
+    [
+        (["foreign"], None, ["foreign.safetensors", "--seed-network"]),
+        (["nowhere.safetensors"], None, ["no such weights file: nowhere.safetensors"]),
+        (["torchvision"], None, ["torchvision", "--seed-network"]),
+        (["ours", "bare"], V2, ["2 weights", "one --weights"]),
+        (["ours", "also_ours"], None, ["ours.safetensors", "also_ours.safetensors", "tiny"]),
+    ],
+    ids=["of an unknown network", "missing", "a hub", "two for one network", "two of one network"],
+)
+def test_what_is_refused(
+    names: list[str], network: NetSpec | None, words: list[str], files: dict[str, str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        of_files(*(files.get(name, name) for name in names), network=network)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,212 @@
+"""How design divides its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mobilefit import adapt
+from mobilefit.arch import FAMILY
+from mobilefit.pipeline import time_budget
+from mobilefit.pipeline.time_budget import (
+    CUT,
+    DELTAS,
+    EXPONENT,
+    LEAST_STEPS,
+    LEAST_TUNE_STEPS,
+    MOST_TUNE_STEPS,
+    AdaptPlan,
+    SpeedModel,
+    StagePlan,
+    batch_size,
+    distilled,
+    duration,
+    epoch_steps,
+    export_seconds,
+    full_training,
+    netadapt,
+    race_rung,
+    training_madds,
+)
+from mobilefit.train import RECIPES
+
+SPEC = FAMILY["mobilenet_v3_small"].resolution(64)
+GROUPS = len(adapt.groups(SPEC))
+
+
+# ---- speed
+
+
+def test_speed_grows_with_a_power_of_the_multiply_adds() -> None:
+    speed = SpeedModel(madds=1e7, seconds=2e-3)
+    assert speed.image(1e7) == 2e-3
+    assert speed.image(4e7) == pytest.approx(2e-3 * 4**EXPONENT)
+    assert speed.image(4e7) / speed.image(1e7) == pytest.approx(3.1, abs=0.1)  # as was measured
+
+
+def test_the_latest_training_is_what_is_believed() -> None:
+    speed = SpeedModel(madds=1e7, seconds=2e-3)
+    speed.learn(5e6, 8e-3)
+    assert (speed.madds, speed.seconds) == (5e6, 8e-3) and speed.image(5e6) == 8e-3
+    speed.learn(1e6, 0.0)  # a training that was taken up at its last step tells nothing
+    assert (speed.madds, speed.seconds) == (5e6, 8e-3)
+
+
+def test_multiply_adds_are_those_of_the_size_that_is_trained_at() -> None:
+    recipe = RECIPES["fast"]
+    assert training_madds(SPEC, recipe) == pytest.approx(SPEC.cost().madds * recipe.train_scale**2)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"), [(100_000, 64), (512, 64), (511, 63), (100, 12), (9, 2), (2, 2)]
+)
+def test_few_images_make_small_batches(images: int, batch: int) -> None:
+    recipe = type(RECIPES["fast"])(**{**vars(RECIPES["fast"]), "batch_size": 64})
+    assert batch_size(recipe, images) == batch
+    assert epoch_steps(images, recipe) == max(1, images // batch)
+
+
+# ---- the race and the full trainings
+
+
+def test_a_rung_is_as_long_as_it_should_be_if_there_is_time() -> None:
+    plan = race_rung(2.0, 1000.0, [0.1, 0.2, 0.3], per_epoch=50)
+    assert plan == StagePlan(steps=100, epochs=2.0, seconds=60.0)
+
+
+def test_a_rung_keeps_to_its_seconds() -> None:
+    plan = race_rung(5.0, 30.0, [0.125, 0.125, 0.5], per_epoch=40)
+    assert plan == StagePlan(steps=40, epochs=1.0, seconds=30.0)  # 30 s / 0.75 s, of each
+    more = race_rung(5.0, 30.0, [0.125] * 10, per_epoch=40)
+    assert more.steps == 24 and more.seconds == 30.0
+
+
+def test_a_rung_without_time_still_trains() -> None:
+    plan = race_rung(2.0, 0.0, [0.5, 0.5], per_epoch=50)
+    assert plan.steps == LEAST_STEPS and plan.seconds == LEAST_STEPS * 1.0  # and says what it takes
+
+
+def test_part_of_an_epoch_is_rounded_up() -> None:
+    assert race_rung(0.5, 1e6, [1e-3], per_epoch=51).steps == 26
+
+
+def test_full_trainings_share_the_seconds() -> None:
+    one = full_training(600.0, [0.125], per_epoch=100, most_epochs=200)
+    three = full_training(600.0, [0.125, 0.125, 0.125], per_epoch=100, most_epochs=200)
+    assert (one.steps, one.epochs, one.seconds) == (4800, 48.0, 600.0)
+    assert (three.steps, three.epochs, three.seconds) == (1600, 16.0, 600.0)
+
+
+def test_a_training_is_never_longer_than_is_of_use() -> None:
+    plan = full_training(1e6, [0.1], per_epoch=100, most_epochs=40)
+    assert (plan.steps, plan.epochs, plan.seconds) == (4000, 40.0, 400.0)
+
+
+def test_a_training_without_time_still_trains() -> None:
+    assert full_training(0.0, [0.1], per_epoch=100, most_epochs=40).steps == LEAST_STEPS
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(2.5, 250), (0.001, 1), (300.0, 30_000)])
+@pytest.mark.parametrize("seconds", [0.0, 60.0, 1e6])
+def test_what_the_user_says_is_done_whatever_the_time(epochs: float, steps: int, seconds: float) -> None:
+    plan = full_training(seconds, [0.1, 0.3], per_epoch=100, most_epochs=40, epochs=epochs)
+    assert plan.steps == steps and plan.seconds == pytest.approx(0.4 * steps, abs=0.06)
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 30, 240])
+def test_more_time_is_never_less_training(minutes: int) -> None:
+    less, more = (
+        full_training(60.0 * m, [0.3], per_epoch=1000, most_epochs=200) for m in (minutes, 1.5 * minutes)
+    )
+    assert less.steps < more.steps
+
+
+# ---- NetAdapt
+
+
+def adapted(seconds: float, **changes: Any) -> AdaptPlan:
+    options = {
+        "over": 0.3, "step_seconds": 0.1, "evaluation_seconds": 0.9, "held_images": 500, "per_epoch": 60,
+        "delta": None, "tune_steps": None, **changes,
+    }  # fmt: skip
+    return netadapt(seconds, SPEC, **options)
+
+
+def least_seconds(delta: float, tune_steps: int = LEAST_TUNE_STEPS) -> float:
+    """What it takes to tune every proposal at a delta, by hand: evaluation, 0.1 s beside, steps of 0.1 s."""
+    steps = -(-0.3 // (CUT * delta))
+    return float(steps * GROUPS * (0.1 + 0.9 + 0.1 * tune_steps))
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+def test_the_smallest_delta_whose_proposals_can_be_tuned(delta: float) -> None:
+    plan = adapted(1.001 * least_seconds(delta))
+    assert plan.delta == delta and plan.tune_steps == LEAST_TUNE_STEPS
+    assert plan.steps == -(-0.3 // (CUT * delta)) and plan.proposals == GROUPS
+    assert plan.seconds == pytest.approx(least_seconds(delta), abs=0.06)
+
+
+def test_where_none_can_be_tuned_none_are() -> None:
+    """A handful of steps teaches less than new batch norm statistics do."""
+    plan = adapted(0.99 * least_seconds(DELTAS[-1]))
+    assert (plan.delta, plan.tune_steps) == (DELTAS[-1], 0)
+    assert plan.seconds == pytest.approx(plan.steps * GROUPS * 1.0, abs=0.06)
+    assert adapted(0.0).tune_steps == 0
+
+
+def test_seconds_are_used_and_kept() -> None:
+    for seconds in (600, 1200, 3600, 10_000):
+        plan = adapted(seconds, per_epoch=600)
+        assert 0.5 * seconds < plan.seconds <= seconds
+
+
+def test_tuning_is_two_epochs_at_most() -> None:
+    assert adapted(1e6, per_epoch=60).tune_steps == 120
+    assert adapted(1e9, per_epoch=10**6).tune_steps == MOST_TUNE_STEPS
+
+
+def test_more_to_cut_takes_more_steps() -> None:
+    near, far = (adapted(1e4, over=over, delta=0.02) for over in (0.1, 0.5))
+    assert (near.steps, far.steps) == (4, 20)  # over / (1.3 delta), rounded up
+    assert near.tune_steps >= far.tune_steps
+
+
+def test_what_the_user_says_of_netadapt_is_done() -> None:
+    assert adapted(1.0, delta=0.033).delta == 0.033
+    assert adapted(1.0, tune_steps=7).tune_steps == 7  # also below what is taken by itself
+    assert adapted(1e6, tune_steps=0).tune_steps == 0
+    both = adapted(1.0, delta=0.01, tune_steps=700)
+    assert (both.delta, both.tune_steps) == (0.01, 700)
+    assert both.seconds == pytest.approx(least_seconds(0.01, 700), abs=0.06)
+
+
+def test_a_plan_comes_back_from_json() -> None:
+    plan = adapted(3600.0)
+    assert AdaptPlan(**plan.to_dict()) == plan
+    stage = race_rung(2.0, 60.0, [0.1], per_epoch=50)
+    assert StagePlan(**stage.to_dict()) == stage
+
+
+# ---- the rest
+
+
+def test_export_grows_with_networks_and_images() -> None:
+    base = export_seconds(1, 2.0, 1000)
+    assert export_seconds(3, 2.0, 1000) == pytest.approx(3 * base)
+    assert export_seconds(1, 2.0, 2000) - base == pytest.approx(1.6 * 2e-3 * 2.0 * 1000)
+    assert export_seconds(1, 0.0, 0) == time_budget.EXPORT_SECONDS
+
+
+def test_a_taught_training_mixes_no_images() -> None:
+    mixing = type(RECIPES["fast"])(**{**vars(RECIPES["fast"]), "mixup": 0.2, "cutmix": 1.0})
+    taught = distilled(mixing, 0.5)
+    assert (taught.distillation, taught.mixup, taught.cutmix) == (0.5, 0.0, 0.0)
+    assert taught.lr == mixing.lr and taught.epochs == mixing.epochs
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89.4, "89 s"), (90, "2 min"), (3600, "60 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
