@@ -127,6 +127,7 @@ def test_a_prefix_is_a_whole_name() -> None:
         ("efficientnet_lite2", 6_092_072, 859_736_272),
         ("efficientnet_lite3", 8_197_096, 1_383_321_872),
         ("efficientnet_lite4", 13_006_568, 2_553_034_336),
+        ("lcnet", 2_953_800, 155_700_480),
     ],
 )
 def test_exact_totals(name: str, params: int, madds: int) -> None:

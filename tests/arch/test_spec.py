@@ -210,8 +210,7 @@ def test_an_illegal_value_is_named(path: str, value: Any, message: str) -> None:
     [
         (Block(op="fused", out=8), "blocks.0 is fused and needs 'expand'"),
         (Block(op="conv", out=8, expand=8), "blocks.0 is conv and takes no 'expand'"),
-        (Block(op="separable", out=8, expand=8), "is separable and takes neither"),
-        (Block(op="separable", out=8, se="v3"), "is separable and takes neither"),
+        (Block(op="separable", out=8, expand=8), "blocks.0 is separable and takes no 'expand'"),
     ],
 )
 def test_rows_that_contradict_themselves(block: Block, message: str) -> None:

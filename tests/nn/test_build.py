@@ -130,7 +130,6 @@ BLOCKS = [
     for stride in (1, 2)
     for se in (None, "mnasnet")
     for skip in ("identity", "pool", "none")
-    if se is None or op != "separable"
 ]  # fmt: skip
 
 

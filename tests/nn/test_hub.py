@@ -66,6 +66,7 @@ def test_a_published_network_has_our_table(of: hub.Hub, name: str) -> None:
         ("timm", spec("mnasnet_a1").padded("torch"), "semnasnet_100.rmsp_in1k"),
         ("timm", spec("efficientnet_lite0"), "tf_efficientnet_lite0.in1k"),
         ("timm", spec("efficientnet_lite3"), "tf_efficientnet_lite3.in1k"),
+        ("timm", spec("lcnet").width(0.75), "lcnet_075.ra2_in1k"),
         ("timm", LARGE.width(1.25), "tf_mobilenetv3_large_100.in1k"),  # refused later, as too narrow
     ],
 )
@@ -95,7 +96,8 @@ def test_other_activations_are_other_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "made"),
     [("mobilenetv3_large_100", LARGE), ("mobilenetv2_050", spec("mobilenet_v2").width(0.5)),
-     ("mobilenetv1_100", spec("mobilenet_v1")), ("tf_mobilenetv3_small_075", SMALL.width(0.75))],
+     ("mobilenetv1_100", spec("mobilenet_v1")), ("tf_mobilenetv3_small_075", SMALL.width(0.75)),
+     ("lcnet_035", spec("lcnet").width(0.35)), ("lcnet_100", spec("lcnet"))],
 )  # fmt: skip
 def test_weights_are_recognised_by_their_tensors(name: str, made: object) -> None:
     with torch.device("meta"):

@@ -55,7 +55,7 @@ class Block:
     - ``inverted``: [1x1 expand, BN, act,] k x k depthwise, BN, act, [SE,] 1x1 project, BN
       (MobileNetV2's and V3's bottleneck; without ``expand`` it begins at the depthwise convolution);
     - ``fused``: k x k full convolution to ``expand``, BN, act, [SE,] 1x1 project, BN (V3-EdgeTPU);
-    - ``separable``: k x k depthwise, BN, act, 1x1, BN, act (MobileNetV1);
+    - ``separable``: k x k depthwise, BN, act, [SE,] 1x1, BN, act (MobileNetV1, PP-LCNet);
     - ``conv``: k x k full convolution, BN, act[, SE].
     """
 
@@ -118,10 +118,8 @@ def block_problems(where: str, block: Block) -> Iterator[str]:
         yield f"{where} has both a stride and a dilation"
     if block.op == "fused" and block.expand is None:
         yield f"{where} is fused and needs 'expand'"
-    if block.op == "separable" and (block.expand is not None or block.se is not None):
-        yield f"{where} is separable and takes neither 'expand' nor 'se'"
-    if block.op == "conv" and block.expand is not None:
-        yield f"{where} is conv and takes no 'expand'"
+    if block.op in ("separable", "conv") and block.expand is not None:
+        yield f"{where} is {block.op} and takes no 'expand'"
 
 
 def positive(where: str, value: int | None) -> Iterator[str]:

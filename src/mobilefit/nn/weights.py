@@ -4,7 +4,8 @@ A layout is recognised by its keys. Rows are matched in order, so that a scaled 
 loads as well as a published one. With the weights come the constants that they were trained with:
 torchvision's are torch-padded, with its own batch norm epsilon, and our own files carry their spec;
 the network is switched to these. timm's layout does not tell: its ``tf_`` models are as our specs
-(``same``, 1e-3), its others want ``spec.padded("torch")`` and an epsilon of 1e-5. The package
+(``same``, 1e-3), its others want ``spec.padded("torch")`` and an epsilon of 1e-5, which a file of
+MobileNetV1, PP-LCNet or MobileNetV4 always gets, as timm has no ``tf_`` model of these. The package
 efficientnet-pytorch holds TensorFlow's weights, with TensorFlow's padding and epsilon.
 """
 
@@ -370,7 +371,9 @@ def _layout(
     if "backbone.stem.conv.weight" in state:
         return "mobilefit", lambda key: key, padding, eps
     if "conv_stem.weight" in state:
-        return "timm", _timm(network, state), padding, eps
+        if _has_tf_models(state):
+            return "timm", _timm(network, state), padding, eps
+        return "timm", _timm(network, state), "torch", 1e-5
     if "features.0.0.weight" in state:
         is_v3 = any(".block." in key for key in state)
         rename = _torchvision_v3(network) if is_v3 else _torchvision_v2(network)
@@ -497,6 +500,12 @@ def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
         return key
 
     return rename
+
+
+def _has_tf_models(state: Mapping[str, Tensor]) -> bool:
+    """Whether timm has weights of these layers that TensorFlow trained (``tf_``): inverted bottlenecks
+    as in V3, and no batch norm in the head, which MobileNetV4 alone has."""
+    return any(key.endswith(".conv_pwl.weight") for key in state) and "norm_head.weight" not in state
 
 
 _EFFICIENTNET_BLOCK = {"_expand_conv": "expand.conv", "_bn0": "expand.norm",
