@@ -101,7 +101,7 @@ def test_calibration_fills_the_batch_of_the_file(worker, images, reference):
     assert agreement(reference(net, array), worker.run(small, array)) > 20
 
 
-@pytest.mark.parametrize("name", ["lcnet"])
+@pytest.mark.parametrize("name", ["lcnet", "mobilenetv4_conv_small", "mobilenetv4_conv_medium"])
 def test_later_networks_run_in_one_partition(name, worker, randomized, images):
     torch.manual_seed(0)
     net = randomized(build(spec(name).width(0.5), num_classes=10))

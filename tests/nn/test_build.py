@@ -131,6 +131,11 @@ BLOCKS = [
     for se in (None, "mnasnet")
     for skip in ("identity", "pool", "none")
 ]  # fmt: skip
+BLOCKS += [
+    replace(block, start_kernel=start, kernel=kernel)
+    for block in BLOCKS if block.op == "inverted" and block.expand is not None and block.kernel == 3
+    for start, kernel in ((5, 3), (3, 0), (0, 0)) if start or block.stride == 1
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("inputs", [8, 16])

@@ -62,6 +62,10 @@ TIMM = {
     "lcnet_075": torch_style(spec("lcnet").width(0.75)),
     "lcnet_100": torch_style(spec("lcnet")),
     "lcnet_150": torch_style(spec("lcnet").width(1.5)),
+    "mobilenetv4_conv_small": torch_style(spec("mobilenetv4_conv_small")),
+    "mobilenetv4_conv_small_035": torch_style(spec("mobilenetv4_conv_small").width(0.35)),
+    "mobilenetv4_conv_small_050": torch_style(spec("mobilenetv4_conv_small").width(0.5)),
+    "mobilenetv4_conv_medium": torch_style(spec("mobilenetv4_conv_medium")),
 }
 
 

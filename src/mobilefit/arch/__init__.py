@@ -12,6 +12,7 @@ from mobilefit.arch import (
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
+    mobilenet_v4,
 )
 from mobilefit.arch.cost import Cost, Layer
 from mobilefit.arch.flavours import detector, dilated, halved, segmenter
@@ -52,6 +53,8 @@ FAMILY: dict[str, NetSpec] = {
     "efficientnet_lite3": efficientnet_lite.EFFICIENTNET_LITE3,
     "efficientnet_lite4": efficientnet_lite.EFFICIENTNET_LITE4,
     "lcnet": lcnet.LCNET,
+    "mobilenetv4_conv_small": mobilenet_v4.MOBILENETV4_CONV_SMALL,
+    "mobilenetv4_conv_medium": mobilenet_v4.MOBILENETV4_CONV_MEDIUM,
 }
 """Classifiers, which are also what the detectors and segmenters are made of."""
 
