@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mobilefit.jobs.kinds import KINDS
 from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
 from mobilefit.train import RECIPES, SoftTargets
@@ -116,6 +117,21 @@ def test_a_teacher_of_mixed_images_sees_the_students(
     assert "the teacher sees the student's images, resized from 32 to 48 px: mixup and cutmix mix" in capsys.readouterr().err
     said = refused(*words(world, tmp_path / "none", "--teacher", teacher, "--cutmix", 1, "--teacher-cache", tmp_path / "c"))
     assert "--teacher-cache: mixup and cutmix mix the student's own small images" in said
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("option", ["--teacher", "--distillation"])
+def test_distillation_of_a_detector_or_segmenter_is_refused_before_its_images_are_read(
+    task: str, option: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: REFUSED
+) -> None:
+    def read_images(*_: Any) -> None:
+        raise AssertionError("the images were read first")
+
+    monkeypatch.setattr(type(KINDS[task]), "load", read_images)
+    value = "nowhere.safetensors" if option == "--teacher" else "0.5"
+    said = refused(*words(world, tmp_path / "run", "--task", task, option, value))
+    assert said == f"{option} is for classification, not for --task {task}; leave {option} out"
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_training_goes_on(

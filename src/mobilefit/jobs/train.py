@@ -219,8 +219,6 @@ class _Job:
             config.teacher, self.preset, self.data.classes, side=config.teacher_resolution,
             quiet=self.voice.quiet,
         )  # fmt: skip
-        if self.kind.task != "classify":
-            return teacher  # the task refuses it
         if problem := distillation.problem_with(self.recipe):
             if config.teacher_cache is not None:
                 raise InputError(f"--teacher-cache: {problem}, so the teacher's answers cannot be kept", "leave it out")
@@ -288,9 +286,18 @@ def _check(config: TrainConfig) -> None:
     if config.tensorboard:
         tensorboard.require()
     kind = kind_of(config)
+    if kind.task != "classify" and (refused := _distillation_option(config)):
+        raise InputError(f"{refused} is for classification, not for --task {kind.task}", f"leave {refused} out")
     if config.ignore_label and kind.task != "segment":
         raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
     _overridden(_named(config, kind), config)
+
+
+def _distillation_option(config: TrainConfig) -> str | None:
+    """The option that asks for distillation, ``None`` without one."""
+    if config.teacher is not None:
+        return "--teacher"
+    return "--distillation" if _changes(config).get("distillation") else None
 
 
 def _named(config: TrainConfig, kind: Kind) -> Recipe:
