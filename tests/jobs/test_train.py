@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mobilefit.cores import CoreUsage
+from mobilefit.jobs import train as train_job
 from mobilefit.jobs.kinds import KINDS
 from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
@@ -67,6 +69,17 @@ def test_the_folder_of_a_training(undisturbed: Path) -> None:
     assert made["recipe"]["batch_size"] == 16 and made["seconds"]["training"] > 0
     assert read_jsonl(undisturbed / "metrics.jsonl")[-1]["step"] == 12
     assert "<html" in (undisturbed / "report.html").read_text().lower()
+
+
+@pytest.mark.parametrize(("others", "line"), [(1.2, "1 of 2 cores is busy with other work: training will be slower"), (0.1, None)])
+def test_a_taken_core_is_named_before_the_training(
+    others: float, line: str | None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train_job, "recent_usage", lambda: CoreUsage(cores=2, others=others))
+    assert run(*(word for word in words(world, tmp_path) if word != "--quiet")) == 0
+    printed = [text for text in capsys.readouterr().err.splitlines() if "busy" in text]
+    assert printed == ([line] if line else [])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 
 from mobilefit import report
 from mobilefit.arch import NetSpec
+from mobilefit.cores import recent_usage
 from mobilefit.data import ClassificationData
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, pretrained
@@ -177,6 +178,7 @@ class _Job:
         if run.finished:
             raise InputError(f"{run.path} holds a finished run", "choose another --out")
         self.fabric.barrier()
+        self._warn_of_busy_cores()
         fitted = self._fit(run, resume)
         run.state["seconds"]["training"] = round(fitted.total_seconds, 2)  # killed processes' too
         self.fabric.barrier()
@@ -199,6 +201,13 @@ class _Job:
               f"on {len(self.data.test)} test images")  # fmt: skip
         print(run.path / "model.safetensors")
         return record
+
+    def _warn_of_busy_cores(self) -> None:
+        if self.fabric.device.type != "cpu" or self.fabric.world_size > 1:  # the other processes are no other work
+            return
+        usage = recent_usage()
+        if usage is not None and usage.message is not None:
+            self.voice(usage.message)
 
     def _fit(self, run: RunFolder, resume: bool) -> FitResult:
         config = self.config
