@@ -121,6 +121,20 @@ def recent_usage() -> CoreUsage | None:
     return _samples[-1][1]
 
 
+_thread_changes = 0
+
+
+def note_thread_change() -> None:
+    """Count one change of the number of threads that this process computes with."""
+    global _thread_changes
+    _thread_changes += 1
+
+
+def thread_change_count() -> int:
+    """Changes so far in this process. Results after one are equal to others but for their last bits."""
+    return _thread_changes
+
+
 def _by_load_average() -> CoreUsage | None:
     try:
         load = os.getloadavg()[0]

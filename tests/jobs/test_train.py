@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 
 from mobilefit.cores import CoreUsage
-from mobilefit.jobs import train as train_job
 from mobilefit.jobs.kinds import KINDS
 from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
-from mobilefit.train import RECIPES, SoftTargets
+from mobilefit.train import RECIPES, SoftTargets, loop
 from mobilefit.train.trainer import Trainer
 
 from .small import World, make_images, picture, record, run
@@ -76,10 +75,19 @@ def test_a_taken_core_is_named_before_the_training(
     others: float, line: str | None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(train_job, "recent_usage", lambda: CoreUsage(cores=2, others=others))
+    monkeypatch.setattr(loop, "recent_usage", lambda: CoreUsage(cores=2, others=others))
     assert run(*(word for word in words(world, tmp_path) if word != "--quiet")) == 0
     printed = [text for text in capsys.readouterr().err.splitlines() if "busy" in text]
     assert printed == ([line] if line else [])
+
+
+def test_a_number_of_threads_is_used_recorded_and_given_back(world: World, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    assert run(*words(world, tmp_path, "--threads", before + 1)) == 0
+    training = record(tmp_path)["training"]
+    assert training["threads"] == before + 1 and training["thread_changes"] == []
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["threads"] == before + 1
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +307,7 @@ def test_a_loss_that_is_not_finite(
         (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),
         (["--holdout", 0.9], ["holdout is 0.9"]),
         (["--keep", 0], ["--keep is 0"]),
+        (["--threads", 0], ["--threads is 0"]),
         (["--precision", "16-mixed", "--accelerator", "cpu"], ["16-mixed needs a GPU"]),
         (["--freeze", 30], ["freeze is 30"]),
     ],

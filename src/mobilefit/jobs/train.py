@@ -12,7 +12,6 @@ from lightning_fabric import Fabric
 
 from mobilefit import report
 from mobilefit.arch import NetSpec
-from mobilefit.cores import recent_usage
 from mobilefit.data import ClassificationData
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, pretrained
@@ -80,6 +79,7 @@ class TrainConfig(Overrides):
     devices: int = option(1, help="processes on this machine, one a device; torchrun brings its own number")
     nodes: int = option(1, help="machines")
     workers: int | None = option(None, help="processes that prepare images (default: with a GPU, one a core)")
+    threads: int | None = option(None, help="CPU threads (default: all cores, fewer while other work takes them)")
     checkpoint_every: int | None = option(None, help="steps between checkpoints (default: an epoch)")
     keep: int = option(1, help="how many checkpoints are kept, the last ones")
     find_lr: bool = option(False, help="only look for a learning rate: 100 steps, nothing is kept")
@@ -178,7 +178,6 @@ class _Job:
         if run.finished:
             raise InputError(f"{run.path} holds a finished run", "choose another --out")
         self.fabric.barrier()
-        self._warn_of_busy_cores()
         fitted = self._fit(run, resume)
         run.state["seconds"]["training"] = round(fitted.total_seconds, 2)  # killed processes' too
         self.fabric.barrier()
@@ -202,13 +201,6 @@ class _Job:
         print(run.path / "model.safetensors")
         return record
 
-    def _warn_of_busy_cores(self) -> None:
-        if self.fabric.device.type != "cpu" or self.fabric.world_size > 1:  # the other processes are no other work
-            return
-        usage = recent_usage()
-        if usage is not None and usage.message is not None:
-            self.voice(usage.message)
-
     def _fit(self, run: RunFolder, resume: bool) -> FitResult:
         config = self.config
         return fit(
@@ -217,7 +209,7 @@ class _Job:
             steps=config.steps, out=run.path, resume=resume, keep=config.keep,
             checkpoint_every=config.checkpoint_every, fabric=self.fabric, workers=config.workers,
             progress=self.voice.label(f"training {self.network.spec.name}"),
-            teacher=self._teacher(), board=_board(config, self.recipe, self.fabric),
+            teacher=self._teacher(), board=_board(config, self.recipe, self.fabric), threads=config.threads,
         )  # fmt: skip
 
     def _teacher(self) -> Any:
@@ -238,6 +230,7 @@ class _Job:
 
     def _record(self, fitted: FitResult, found: Any) -> dict[str, Any]:
         config, spec = self.config, self.network.spec
+        (_, first), *changes = fitted.thread_counts
         cost = spec.cost()
         row = {"label": spec.name, "kind": "seed", "seed": config.seed,
                "accuracy_float": self.kind.value(found), "params": cost.params, "madds": cost.madds}  # fmt: skip
@@ -249,6 +242,7 @@ class _Job:
                 "images_per_second": fitted.images_per_second, "best": fitted.best,
                 "replaced": list(getattr(self.data.train, "replaced", ())), "weights": self.start.note,
                 "teacher": config.teacher, "result": config.final,
+                "threads": first, "thread_changes": [{"step": step, "threads": count} for step, count in changes],
                 "device": str(self.fabric.device), "processes": self.fabric.world_size,
             },
             "final_spec": spec.to_dict(), "results": [row],
@@ -282,7 +276,7 @@ def _check(config: TrainConfig) -> None:
     lab.check_positive(
         width=config.width, resolution=config.resolution, columns=config.columns, steps=config.steps,
         teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices,
-        nodes=config.nodes, keep=config.keep,
+        nodes=config.nodes, keep=config.keep, threads=config.threads,
     )  # fmt: skip
     if config.teacher_resolution is not None and config.teacher is None:
         raise InputError("--teacher-resolution is for a teacher", "name one with --teacher")
