@@ -134,7 +134,7 @@ def _content(
         "verdict": tables.verdict(record),
         "advantage": verdict.sentences(record),
         "budgets": verdict.budget_rows(designs),
-        "over": _over(record),
+        "over": verdict.over_budget(record),
         "params": None if designs else _params(record),
         "comparison_header": tables.comparison_header(score.name),
         "comparison": [
@@ -170,12 +170,6 @@ def _files(run_dir: Path, final: dict[str, Any]) -> dict[str, tuple[str, int | N
         path = run_dir / str(name)
         sizes[str(kind)] = str(name), path.stat().st_size if path.is_file() else None
     return sizes
-
-
-def _over(record: dict[str, Any]) -> bool:
-    latency = units.number(((record.get("final") or {}).get("latency") or {}).get("median_ms"))
-    budget = units.number(record.get("budget_ms"))
-    return latency is not None and budget is not None and latency > budget
 
 
 def _params(record: dict[str, Any]) -> int | None:

@@ -155,13 +155,15 @@ def _percent(stat: Stat | None) -> str:
 
 def verdict(record: Row) -> str | None:
     """One sentence: the final network's measured latency against the budget."""
-    final = record.get("final") or {}
-    budget = units.number(record.get("budget_ms"))
-    latency = units.number((final.get("latency") or {}).get("median_ms"))
-    if budget is None or latency is None:
+    over = verdicts.over_budget(record)
+    if over is None:
         return None
-    outcome = "within" if latency <= budget else "OVER"
-    return f"{units.ms(latency)} measured, {outcome} the budget of {units.ms(budget)}"
+    final = record["final"]
+    measured, judged = (units.number(x) for x in (final["latency"]["median_ms"], final.get("judged_ms")))
+    slower = judged is not None and measured is not None and judged < 0.99 * measured
+    speed = f" ({units.ms(judged)} at the speed that the machine had at the start)" if slower else ""
+    outcome = "OVER" if over else "within"
+    return f"{units.ms(measured)} measured{speed}, {outcome} the budget of {units.ms(record['budget_ms'])}"
 
 
 def summary_table(record: Row) -> str:
