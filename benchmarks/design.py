@@ -249,9 +249,9 @@ def run(setting: Setting, seeds: Sequence[int], only: Sequence[str]) -> None:
                 continue
             for name, budget, folder in methods[method](seed):
                 if not _path(name, budget, seed).exists():
-                    made = row(name, budget, folder, setting, seed)
-                    write_row(RESULTS, _path(name, budget, seed).stem, {**header(PROTOCOL), **made})
-                    print(f"{name} {budget} % seed {seed}: {made['top1']:.1%} at {made['share']:.3f}", flush=True)
+                    measured = row(name, budget, folder, setting, seed)
+                    write_row(RESULTS, _path(name, budget, seed).stem, {**header(PROTOCOL), **measured})
+                    print(f"{name} {budget} % seed {seed}: {measured['top1']:.1%} at {measured['share']:.3f}", flush=True)
                 summarise()
 
 

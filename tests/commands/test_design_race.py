@@ -46,10 +46,10 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(images: Path, out: Path, latency: str, **changes: object) -> list[str]:
     options = {"latency": latency, "epochs": 1, "shrink": "none", "max_drop": 100, "out": out, **changes}
-    found = ["design", str(images)]
+    command = ["design", str(images)]
     for name, value in options.items():
-        found += [f"--{name.replace('_', '-')}", str(value)]
-    return [*found, "--quiet"]
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    return [*command, "--quiet"]
 
 
 def race(folder: Path) -> list[dict[str, Any]]:
@@ -76,23 +76,23 @@ def test_every_size_and_head_within_the_budget_races(finished: Path) -> None:
 
 
 def test_the_result_is_taught_by_a_larger_network_that_does_not_ship(finished: Path) -> None:
-    made = record(finished)
-    larger = next(row for row in made["results"] if row["kind"] == "seed")
-    assert made["plan"]["taught"] and larger["latency"]["median_ms"] > made["budget_ms"]
-    assert made["final"]["kind"] != "seed"
-    assert made["final"]["latency"]["median_ms"] <= made["budget_ms"]
+    result = record(finished)
+    larger = next(row for row in result["results"] if row["kind"] == "seed")
+    assert result["plan"]["taught"] and larger["latency"]["median_ms"] > result["budget_ms"]
+    assert result["final"]["kind"] != "seed"
+    assert result["final"]["latency"]["median_ms"] <= result["budget_ms"]
     network = load_network(finished / "model.safetensors")
-    assert network.spec == NetSpec.from_dict(made["final_spec"])
+    assert network.spec == NetSpec.from_dict(result["final_spec"])
 
 
 def test_what_a_user_could_do_by_hand_stands_beside_it(finished: Path) -> None:
-    made = record(finished)
-    kinds = [row["kind"] for row in made["results"]]
+    result = record(finished)
+    kinds = [row["kind"] for row in result["results"]]
     assert kinds.count("width") == 1 and kinds.count("resolution") == 1
-    verdict = made["verdict"]
-    assert verdict["label"] == made["final"]["label"]
+    verdict = result["verdict"]
+    assert verdict["label"] == result["final"]["label"]
     against = {row["kind"] for row in verdict["against"]}
-    assert against == {"width", "resolution"} - {made["final"]["kind"]}
+    assert against == {"width", "resolution"} - {result["final"]["kind"]}
     assert all(row["error"] >= 0 for row in verdict["against"])
 
 
@@ -103,9 +103,9 @@ def test_several_budgets_share_the_larger_network(
     out, first, second = tmp_path / "run", latency(40) * 1.1, latency(48) * 1.1
     budgets = f"{first:.6f}ms,{second:.6f}ms"
     assert run(*words(images, out, budgets, seed_network=network)) == 0
-    made = record(out)
-    assert len(made["designs"]) == 2
-    for name, budget_ms in zip(made["designs"], (first, second)):
+    result = record(out)
+    assert len(result["designs"]) == 2
+    for name, budget_ms in zip(result["designs"], (first, second)):
         own = read_json(out / name / "record.json")
         assert own["final"]["latency"]["median_ms"] <= budget_ms * 1.001
         assert {"model_int8.tflite", "model_float32.tflite", "report.html"} <= {p.name for p in (out / name).iterdir()}
@@ -126,8 +126,8 @@ def test_several_budgets_share_the_larger_network(
 def test_bad_lists_of_budgets(
     budgets: str, part: str, images: Path, network: Path, tmp_path: Path, refused: Refusal
 ) -> None:
-    said = refused(*words(images, tmp_path / "run", budgets, seed_network=network))
-    assert part in said or "not a latency" in said
+    message = refused(*words(images, tmp_path / "run", budgets, seed_network=network))
+    assert part in message or "not a latency" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -178,5 +178,5 @@ def test_a_teacher_of_ones_own(
     options = {"seed_network": network, "resolution": 48, "teacher": teacher}
     assert run(*words(images, tmp_path / "run", budget, **options)) == 0
     assert record(tmp_path / "run")["plan"]["taught"]
-    said = refused(*words(images, tmp_path / "other", budget, **{**options, "teacher": "nowhere.safetensors"}))
-    assert "nowhere.safetensors" in said
+    message = refused(*words(images, tmp_path / "other", budget, **{**options, "teacher": "nowhere.safetensors"}))
+    assert "nowhere.safetensors" in message

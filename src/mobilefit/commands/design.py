@@ -235,12 +235,12 @@ def _closing(run: RunFolder, config: DesignConfig) -> dict[str, Any]:
     """Print what came out, and pass the gates."""
     record = run.record()
     several = record.get("designs")
-    for place in [run.path / name for name in several] if several else [run.path]:
-        own = read_json(place / RECORD) if several else record
+    for folder in [run.path / name for name in several] if several else [run.path]:
+        own = read_json(folder / RECORD) if several else record
         print(report.summary_table(own))
         for name in (*own["final"]["files"].values(), "report.html"):
-            print(place / name)
-        _gates(own, place, config)
+            print(folder / name)
+        _gates(own, folder, config)
     return record
 
 
@@ -726,7 +726,7 @@ class _ForBudget:
     def untaught(self, contenders: list[Candidate]) -> list[Candidate]:
         """The best ones by frozen features and a short training of their own, the best first."""
         c = self.design
-        pretrained = self.task.task == "classify" and all(one.weights is not None for one in contenders)
+        pretrained = self.task.task == "classify" and all(candidate.weights is not None for candidate in contenders)
         if pretrained and len(contenders) > PROBED:
             rung = Rung(name=f"{self.prefix}probe", survivors=AFTER_PROBE, what="frozen features")
             standings = c.race.rung(rung, contenders, timed(self.probe))
@@ -735,7 +735,7 @@ class _ForBudget:
             name = f"{self.prefix}rung_1"
             plan = self.planned("rung_1", lambda: time_budget.race_rung(
                 time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2,
-                [c.step_seconds(one.spec) for one in contenders], c.per_epoch,
+                [c.step_seconds(candidate.spec) for candidate in contenders], c.per_epoch,
             ))  # fmt: skip
             rung = Rung(name=name, survivors=FINALISTS, what=f"short trainings ({plan['epochs']:.1f} epochs)")
             judge = partial(self.brief, name, plan["steps"], None, None)
@@ -783,11 +783,11 @@ class _ForBudget:
         """The network that the others begin from and are taught by, trained in full; one for all budgets."""
         c = self.design
         if c.larger is None:
-            chosen = c.run.stage("larger", lambda: self.choose_larger(ranked))
-            if chosen is not None:
+            larger = c.run.stage("larger", lambda: self.choose_larger(ranked))
+            if larger is not None:
                 c.larger = self.train_larger(Candidate(
-                    spec=NetSpec.from_dict(chosen["spec"]), weights=chosen["weights"],
-                    latency_ms=chosen["latency_ms"], origin=chosen["origin"],
+                    spec=NetSpec.from_dict(larger["spec"]), weights=larger["weights"],
+                    latency_ms=larger["latency_ms"], origin=larger["origin"],
                 ))  # fmt: skip
         return c.larger
 
@@ -806,7 +806,7 @@ class _ForBudget:
             whole = [network for network in c.networks if network.origin != "head"]
             options = networks_at.above(whole, self.aim_ms)[:1]
         seconds = c.left() * time_budget.TEACHER_SHARE
-        for option_ in sorted(options, key=lambda one: -one.spec.cost().madds):
+        for option_ in sorted(options, key=lambda option: -option.spec.cost().madds):
             epochs = seconds / (c.step_seconds(option_.spec) * c.per_epoch)
             if not ranked or epochs >= LEAST_TEACHER_EPOCHS or self.config.epochs is not None:
                 return {
@@ -1008,24 +1008,24 @@ class _ForBudget:
         with c.run.timed(f"{self.prefix}export and measure"):
             files = [export(e.network, self.data, e.preset, seed=self.config.seed) for e in entries]
             order = self.best_first(entries, trained)
-            chosen, latencies, judged_ms = self.within_budget(order, files)
-            names = lab.write_files(self.folder, files[chosen])
+            best, latencies, judged_ms = self.within_budget(order, files)
+            names = lab.write_files(self.folder, files[best])
             parity = checks.compare(
-                entries[chosen].network,
-                {kind: (getattr(files[chosen], kind), checks.through_litert) for kind in names},
-                self.data, entries[chosen].preset, seed=self.config.seed,
+                entries[best].network,
+                {kind: (getattr(files[best], kind), checks.through_litert) for kind in names},
+                self.data, entries[best].preset, seed=self.config.seed,
             )  # fmt: skip
             checks.keep(parity, self.folder)
             save_weights(
-                entries[chosen].network, self.folder / "model.safetensors",
-                preset=entries[chosen].preset.to_dict(), classes=self.data.classes,
+                entries[best].network, self.folder / "model.safetensors",
+                preset=entries[best].preset.to_dict(), classes=self.data.classes,
             )  # fmt: skip
-            (in_float,) = lab.side_by_side([files[chosen].float32], c.phone)
+            (in_float,) = lab.side_by_side([files[best].float32], c.phone)
         results = [
             lab.result(entry, file, latency)
             for entry, file, latency in zip(entries, files, latencies, strict=True)
         ]
-        final_spec = entries[chosen].network.spec
+        final_spec = entries[best].network.spec
         seed_spec = larger[0].network.spec if larger else final_spec
         record = {
             "seed": self.config.seed, "task": self.task.task, "budget_ms": self.budget_ms,
@@ -1038,9 +1038,9 @@ class _ForBudget:
                 "epochs": self.plans["full"]["epochs"], "taught": c.soft_targets(c.larger) is not None,
             },
             "results": [row for row, _ in results],
-            "verdict": self.verdict(entries, [evaluation for _, evaluation in results], chosen),
+            "verdict": self.verdict(entries, [evaluation for _, evaluation in results], best),
             "final": {
-                **results[chosen][0], **self.task.record(results[chosen][1], self.data),
+                **results[best][0], **self.task.record(results[best][1], self.data),
                 "judged_ms": judged_ms, "latency_float": in_float.to_dict(), "files": names, "parity": parity,
             },
             "layers": self.layers(seed_spec, final_spec),
@@ -1098,9 +1098,9 @@ class _ForBudget:
             )
         return best, latencies, judged[best]
 
-    def verdict(self, entries: Sequence[Trained], evaluations: Sequence[Any], chosen: int) -> dict[str, Any]:
+    def verdict(self, entries: Sequence[Trained], evaluations: Sequence[Any], best: int) -> dict[str, Any]:
         """The exported network against what stands beside it, on the test images: paired differences."""
-        own = entries[chosen]
+        own = entries[best]
         against = []
         for kind in ("resolution", "width"):
             pairs = [

@@ -102,7 +102,7 @@ class Sizes:
         madds = self.at(size).cost().madds
         if not self.measured:
             return ms_per_madd * madds
-        nearest = min(self.measured, key=lambda known: abs(known - size))
+        nearest = min(self.measured, key=lambda other: abs(other - size))
         return self.measured[nearest] * madds / self.at(nearest).cost().madds
 
     def largest(self, budget_ms: float, ms_per_madd: float) -> int | None:
@@ -152,12 +152,12 @@ def measure_sizes(
     for _ in range(rounds):
         missing: list[tuple[Sizes, int]] = []
         for network in networks:
-            wanted: set[int] = set()
+            around: set[int] = set()
             for budget_ms in budgets_ms:
                 size = network.largest(budget_ms, ms_per_madd)
-                place = -1 if size is None else network.sizes.index(size)
-                wanted |= set(network.sizes[max(0, place) : place + 2])
-            missing += [(network, size) for size in sorted(wanted) if size not in network.measured]
+                index = -1 if size is None else network.sizes.index(size)
+                around |= set(network.sizes[max(0, index) : index + 2])
+            missing += [(network, size) for size in sorted(around) if size not in network.measured]
         if not missing:
             return
         latencies = measure([network.at(size) for network, size in missing])
@@ -268,5 +268,4 @@ def spread(candidates: Sequence[Candidate], most: int = MOST_SCRATCH) -> list[Ca
     for family in families.values():
         family.sort(key=lambda candidate: -candidate.spec.cost().params)
     turns = itertools.zip_longest(*families.values())
-    chosen = [candidate for turn in turns for candidate in turn if candidate is not None]
-    return chosen[:most]
+    return [candidate for turn in turns for candidate in turn if candidate is not None][:most]

@@ -76,8 +76,8 @@ class Standing:
 
 def in_order(map_function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """A :data:`Map` that works here, one item after the other."""
-    for place, item in enumerate(items):
-        yield place, map_function(item)
+    for index, item in enumerate(items):
+        yield index, map_function(item)
 
 
 class Race:
@@ -104,8 +104,8 @@ class Race:
         """
         judged = {c.slug: result for c in candidates if (result := self._judged(rung, c)) is not None}
         missing = [c for c in candidates if c.slug not in judged]
-        for place, result in run(judge, missing):
-            candidate = missing[place]
+        for index, result in run(judge, missing):
+            candidate = missing[index]
             self._keep(rung, candidate, result)
             judged[candidate.slug] = result
             self.say(
@@ -151,13 +151,13 @@ def standings(results: Sequence[tuple[Candidate, Judged]], survivors: int) -> li
     ranked = sorted(results, key=lambda pair: (float(pair[1].losses.mean()), pair[0].latency_ms))
     best = ranked[0][1].losses
     standing = []
-    for place, (candidate, judged) in enumerate(ranked):
+    for rank, (candidate, judged) in enumerate(ranked):
         difference = paired(judged.losses, best)
-        hopeless = place > 0 and difference.mean > HOPELESS * difference.error  # False of NaN
+        hopeless = rank > 0 and difference.mean > HOPELESS * difference.error  # False of NaN
         standing.append(Standing(
             candidate=candidate, judged=judged, behind=difference.mean,
             error=0.0 if math.isnan(difference.error) else difference.error,
-            survives=place < survivors and not hopeless,
+            survives=rank < survivors and not hopeless,
         ))  # fmt: skip
     return standing
 

@@ -178,13 +178,13 @@ def netadapt(
         each = seconds / max(1, steps_for(cut) * proposals)
         return int((each - fixed) / max(step_seconds, 1e-9))
 
-    chosen = delta or next((cut for cut in DELTAS if affordable(cut) >= LEAST_TUNE_STEPS), DELTAS[-1])
-    tune = min(affordable(chosen), MOST_TUNE_STEPS, 2 * per_epoch)
+    least_cut = delta or next((cut for cut in DELTAS if affordable(cut) >= LEAST_TUNE_STEPS), DELTAS[-1])
+    tune = min(affordable(least_cut), MOST_TUNE_STEPS, 2 * per_epoch)
     tune = tune_steps if tune_steps is not None else tune if tune >= LEAST_TUNE_STEPS else 0
     return AdaptPlan(
-        delta=chosen, steps=steps_for(chosen), proposals=proposals, tune_steps=tune,
+        delta=least_cut, steps=steps_for(least_cut), proposals=proposals, tune_steps=tune,
         held_images=held_images,
-        seconds=round(steps_for(chosen) * proposals * (fixed + tune * step_seconds), 1),
+        seconds=round(steps_for(least_cut) * proposals * (fixed + tune * step_seconds), 1),
     )  # fmt: skip
 
 
