@@ -14,7 +14,7 @@ SOURCE = Path(mobilefit.__file__).parent
 ROOMS = ("commands", "pipeline", "cores.py", "train/threads.py", "train/distillation.py")
 """Where the rule holds already."""
 VAGUE = frozenset(
-    "found one made told said known kept chosen given wanted seen mine theirs place".split()
+    ["found", "one", "made", "told", "said", "known", "kept", "chosen", "given", "wanted", "seen", "mine", "theirs", "place"]
 )
 
 
