@@ -143,7 +143,9 @@ def test_what_runs_on_the_device_counts() -> None:
     assert differing(TINY.padded("torch")) == every - {"head"}
     assert differing(changed(1, expand=24)) == {"blocks.1"}
     assert differing(changed(1, se="v3")) == differing(changed(1, act="hard_swish")) == {"blocks.1"}
-    assert differing(changed(1, dilation=2)) == {"blocks.1"}
+    assert differing(changed(1, dilation=2)) == differing(changed(1, start_kernel=3)) == {"blocks.1"}
+    linear, normed = (keys(replace(TINY, head=ClassifierHead(hidden=8, hidden_norm=n))) for n in (False, True))
+    assert linear["head"] != normed["head"]
     assert differing(changed(1, kernel=5)) == differing(changed(1, skip="none")) == {"blocks.1"}
     assert differing(changed(2, out=24)) == {"blocks.2", "last"}
     assert differing(replace(TINY, stem=replace(TINY.stem, out=16))) == {"stem", "blocks.0"}

@@ -246,6 +246,9 @@ PEERS = {
              replace(V2.padded("torch"), norm=replace(V2.norm, eps=1e-5)), lambda m, x: m.forward_features(x)),
     "timm v3": (partial(timm.create_model, "tf_mobilenetv3_small_100"), spec("mobilenet_v3_small"),
                 lambda m, x: m.forward_features(x)),
+    "timm v4": (partial(timm.create_model, "mobilenetv4_conv_small"), spec("mobilenetv4_conv_small"),
+                lambda m, x: m.forward_features(x)),
+    "timm lcnet": (partial(timm.create_model, "lcnet_100"), spec("lcnet"), lambda m, x: m.forward_features(x)),
 }  # fmt: skip
 
 
@@ -283,6 +286,15 @@ def test_a_dilated_backbone_takes_the_weights_of_the_strided_one() -> None:
     assert note.startswith("the whole backbone is from")
     theirs = peer.layer("blocks.9.depthwise.conv").weight
     assert torch.equal(network.layer("blocks.9.depthwise.conv").weight, theirs)
+
+
+def test_a_dilated_bottleneck_dilates_its_starting_depthwise_convolution_too() -> None:
+    made = segmenter(spec("mobilenetv4_conv_small"), reduced=False)
+    network, note = start(made, classifier(spec("mobilenetv4_conv_small")))
+    assert note.startswith("the whole backbone is from")
+    assert (made.blocks[10].stride, made.blocks[10].dilation, made.blocks[11].dilation) == (1, 1, 2)
+    convs = [network.layer(f"blocks.11.{name}.conv") for name in ("start", "depthwise")]
+    assert [conv.dilation for conv in convs] == [(2, 2), (2, 2)]  # type: ignore[comparison-overlap]
 
 
 def test_a_segmenter_without_the_last_layer_takes_the_others(tmp_path: Path) -> None:

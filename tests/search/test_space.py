@@ -163,6 +163,7 @@ def test_a_space_as_a_file(name: str, tmp_path: Path) -> None:
     again = space(str(path))
     assert again == space(name)
     assert again.to_dict() == space(name).to_dict()
+    assert "start_kernel" not in path.read_text() and "hidden_norm" not in path.read_text()  # as in older logs
 
 
 def test_a_small_file_over_a_base_network(tmp_path: Path) -> None:

@@ -326,7 +326,8 @@ class Space:
 
     def to_dict(self) -> dict[str, Any]:
         """The space as plain JSON values; ``becoming`` only where it is set, since a space's file has none."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        text = json.dumps(dataclasses.asdict(self))
+        plain: dict[str, Any] = json.loads(text, object_hook=_without_later_fields)
         if self.becoming is None:
             del plain["becoming"]
         return plain
@@ -380,6 +381,13 @@ class Space:
             return cls.from_dict(value)
         except InputError as error:
             raise InputError(f"{path}: {error.message}", error.hint) from error
+
+
+def _without_later_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of rows and heads that came after the first logs, left out at their defaults: a search that was
+    begun before goes on."""
+    later = (("start_kernel", 0), ("hidden_norm", False))
+    return {name: value for name, value in fields.items() if (name, value) not in later}
 
 
 # ---- rows
