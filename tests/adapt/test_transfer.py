@@ -93,7 +93,9 @@ class Silence:
             if block.expand is not None:
                 wide = self.lost(block.expand, shrunk.expand)
                 self.mute(row.expand, wide)
-            if block.op not in ("fused", "conv"):
+            if block.start_kernel:  # else its norm's shift would stay
+                self.mute(row.start, inputs)
+            if block.op not in ("fused", "conv") and block.kernel:
                 self.mute(row.depthwise, wide)
             if block.se is not None:
                 widths = [reduced_width(b.se, b.width(s.widths[index]), s.widths[index])
@@ -164,7 +166,8 @@ LIKE_TORCHVISION = segmenter(spec("mobilenet_v3_large"), like="torchvision")
 HEADS = [
     "ssdlite_mobilenet_v3_small", "ssdlite_mobilenet_v3_large_reduced", "ssdlite_mobilenet_v2",
     "ssdlite_mobilenet_v1", "lraspp_mobilenet_v3_small", "lraspp_mobilenet_v2",
-    "raspp_mobilenet_v3_large", "raspp_mobilenet_v2", "like torchvision",
+    "raspp_mobilenet_v3_large", "raspp_mobilenet_v2", "like torchvision", "ssdlite_mobilenetv4_conv_small",
+    "lraspp_mobilenetv4_conv_small",
 ]  # fmt: skip
 
 

@@ -74,10 +74,25 @@ def test_totals_by_hand() -> None:
             8 * 16 + 32 + 9 * 16 + 32 + 16 * 8 + 16, 128 * 16 + (144 + 128) * 4, 24 * 16 + 8 * 4,
         ),
         (Block(out=24, skip="pool"), 72 + 16 + 192 + 48, (72 + 192) * 16, (8 + 24) * 16),
+        (
+            Block(start_kernel=5, expand=16, out=8),
+            200 + 16 + 128 + 32 + 144 + 32 + 128 + 16, (200 + 128 + 144 + 128) * 16, (2 * 16 + 8) * 16,
+        ),
+        # The stride is that of the second depthwise convolution, and of the first where there is no other
+        (
+            Block(start_kernel=3, expand=16, out=24, stride=2),
+            72 + 16 + 128 + 32 + 144 + 32 + 384 + 48, (72 + 128) * 16 + (144 + 384) * 4, 24 * 16,
+        ),
+        (
+            Block(start_kernel=3, kernel=0, expand=16, out=24, stride=2),
+            72 + 16 + 128 + 32 + 384 + 48, (72 + 128 + 384) * 4, 8 * 16 + 8 * 4,
+        ),
+        (Block(kernel=0, expand=16, out=8), 128 + 32 + 128 + 16, 256 * 16, (8 + 16 + 8) * 16),
     ],
     ids=["conv", "conv with SE", "conv with SE at stride 2", "separable",
          "inverted without expansion", "fused", "stride 2", "pooled conv", "pooled at stride 2",
-         "pool of another width"],
+         "pool of another width", "extra depthwise", "extra depthwise at stride 2", "convnext at stride 2",
+         "feed-forward"],
 )  # fmt: skip
 def test_a_block_by_hand(block: Block, params: int, madds: int, peak: int) -> None:
     cost = replace(TOY, blocks=(block,)).cost().of("blocks.0")
@@ -127,6 +142,9 @@ def test_a_prefix_is_a_whole_name() -> None:
         ("efficientnet_lite2", 6_092_072, 859_736_272),
         ("efficientnet_lite3", 8_197_096, 1_383_321_872),
         ("efficientnet_lite4", 13_006_568, 2_553_034_336),
+        ("lcnet", 2_953_800, 155_700_480),
+        ("mobilenetv4_conv_small", 3_774_024, 186_005_568),
+        ("mobilenetv4_conv_medium", 9_715_512, 1_080_244_224),  # at 256 px
     ],
 )
 def test_exact_totals(name: str, params: int, madds: int) -> None:

@@ -53,6 +53,11 @@ def test_mnasnet_squeezes_to_a_quarter_of_the_input(inputs: int, reduced: int) -
     assert reduced_width("mnasnet", 960, inputs) == reduced
 
 
+@pytest.mark.parametrize(("expanded", "reduced"), [(512, 128), (176, 44), (88, 22), (24, 6), (3, 1)])
+def test_lcnet_squeezes_to_an_exact_quarter(expanded: int, reduced: int) -> None:
+    assert reduced_width("lcnet", expanded, inputs=1) == reduced
+
+
 def test_the_rules_differ_in_12_of_15_blocks_at_three_quarters() -> None:
     tf, torchvision = LARGE.width(0.75), LARGE.width(0.75, rules="torchvision")
     pairs = [(a.expand, b.expand) for a, b in zip(tf.blocks, torchvision.blocks)]

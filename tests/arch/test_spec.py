@@ -24,6 +24,7 @@ def test_ids_stay_what_they_are() -> None:
     # Latency tables, records and file names hold ids: a change of these two breaks them all.
     assert spec("mobilenet_v3_large").id == "3832d3bd14d5"
     assert spec("mobilenet_v2").id == "290afe9cd22f"
+    assert spec("efficientnet_lite0").id == "901483924218"
 
 
 def test_the_name_is_no_part_of_the_id() -> None:
@@ -105,6 +106,7 @@ def test_json_holds_a_searched_network_exactly() -> None:
         blocks=(
             Block(op="fused", expand=9, out=11, se="mnasnet"),
             Block(op="conv", out=5),
+            Block(start_kernel=5, kernel=0, expand=9, out=5, stride=2, dilation=1),
             Block(op="conv", out=5, stride=2, se="mnasnet", skip="pool"),
         ),
         last=None,
@@ -188,6 +190,7 @@ def test_a_missing_field_is_named() -> None:
         ("head.dropout", 1, r"head\.dropout 1 is not in \[0, 1\)"),
         ("head.dropout", "some", r"head\.dropout some is not in"),
         ("head.hidden", 0, r"head\.hidden 0 is not a positive"),
+        ("head", {"hidden_norm": True}, r"head\.hidden_norm is set, and there is no hidden layer"),
         ("head.num_classes", 2.5, r"head\.num_classes 2\.5 is not a positive"),
         ("norm.eps", 0, r"norm\.eps 0 is not above 0"),
         ("norm.momentum", None, r"norm\.momentum None is not in \[0, 1\]"),
@@ -210,8 +213,13 @@ def test_an_illegal_value_is_named(path: str, value: Any, message: str) -> None:
     [
         (Block(op="fused", out=8), "blocks.0 is fused and needs 'expand'"),
         (Block(op="conv", out=8, expand=8), "blocks.0 is conv and takes no 'expand'"),
-        (Block(op="separable", out=8, expand=8), "is separable and takes neither"),
-        (Block(op="separable", out=8, se="v3"), "is separable and takes neither"),
+        (Block(op="separable", out=8, expand=8), "blocks.0 is separable and takes no 'expand'"),
+        (Block(op="fused", out=8, expand=8, start_kernel=3), "blocks.0 is fused and takes no 'start_kernel'"),
+        (Block(op="separable", out=8, kernel=0), "blocks.0.kernel 0 is not an odd size"),
+        (Block(out=8, expand=8, start_kernel=4), "blocks.0.start_kernel 4 is not an odd size"),
+        (Block(out=8, start_kernel=3), "blocks.0 needs 'expand'"),
+        (Block(out=8, kernel=0), "blocks.0 needs 'expand'"),
+        (Block(out=8, expand=8, kernel=0, stride=2), "blocks.0 has a stride and no depthwise convolution"),
     ],
 )
 def test_rows_that_contradict_themselves(block: Block, message: str) -> None:

@@ -92,6 +92,13 @@ def test_other_operators_are_named() -> None:
     assert v1.count("separable 3x3") == 13 and "R6" in v1
 
 
+def test_universal_bottlenecks_show_their_depthwise_convolutions() -> None:
+    lines = table(spec("mobilenetv4_conv_medium")).splitlines()
+    assert lines[3].split()[4:10] == ["dw", "3x3", "+", "bneck", "5x5", "192"]
+    assert lines[10].split()[4:9] == ["dw", "3x3", "+", "ffn", "640"]
+    assert lines[11].split()[4:6] == ["ffn", "320"]
+
+
 def test_a_convolution_shows_its_squeeze() -> None:
     made = replace(spec("mobilenet_v1"), blocks=(Block(op="conv", kernel=5, out=32, se="mnasnet"),))
     row = table(made).splitlines()[2].split()

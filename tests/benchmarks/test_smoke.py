@@ -12,11 +12,11 @@ from types import ModuleType
 import pytest
 
 import mobilefit as mf
-from benchmarks import latency, latency_table, peers, table
+from benchmarks import family, latency, latency_table, peers, table
 from mobilefit.adapt import groups
 
 
-@pytest.mark.parametrize("module", [latency, table])
+@pytest.mark.parametrize("module", [family, latency, table])
 def test_command_line(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         module.main(["--help"])
@@ -75,6 +75,18 @@ def test_a_result_takes_the_place_of_the_same_network(tmp_path: Path) -> None:
     path.write_text(json.dumps({"results": [*others, RESULT]}))
     new = {**RESULT, "device": "another"}
     assert latency.merged(path, [new]) == [*others, new]
+
+
+def test_the_family_is_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family.main(["--network", "mobilenet_v3_large", "lcnet", "--resolution", "32", "--rounds", "1", "--out", str(tmp_path)])
+    lines = (tmp_path / "family.md").read_text().splitlines()
+    cells = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in lines if line.startswith("| ")}
+    large, lcnet = cells["| mobilenet_v3_large"], cells["| lcnet"]
+    assert large[6:] == ["1.000", "1, 1", "75.2"] and lcnet[1] == "2.95" and lcnet[7] == "1, 1"
+    saved = {row["network"]: row for row in json.loads((tmp_path / "family.json").read_text())["networks"]}
+    assert f"{saved['lcnet']['int8_ms'] / saved['mobilenet_v3_large']['int8_ms']:.3f}" == lcnet[6]
+    assert all(name in mf.arch.FAMILY for name in family.TOP1)
+    assert "# The family at 32 px" in capsys.readouterr().out
 
 
 def test_the_peers_know_every_command_and_pin_every_package() -> None:

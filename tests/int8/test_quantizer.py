@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from graphs import pooled_network
 from torch import nn
 
-from mobilefit.arch import Block
+from mobilefit.arch import Block, spec
 from mobilefit.errors import InputError
 from mobilefit.int8 import quantize, with_random_ranges
 from mobilefit.litert import compile, read_metadata
@@ -99,6 +99,18 @@ def test_calibration_fills_the_batch_of_the_file(worker, images, reference):
     net, array = nn.Conv2d(6, 8, 1), images((4, 6, 8, 8))
     small = quantize(compile(net, (4, 6, 8, 8)), [array[:3], array[3:]])
     assert agreement(reference(net, array), worker.run(small, array)) > 20
+
+
+@pytest.mark.parametrize("name", ["lcnet", "mobilenetv4_conv_small", "mobilenetv4_conv_medium"])
+def test_later_networks_run_in_one_partition(name, worker, randomized, images):
+    torch.manual_seed(0)
+    net = randomized(build(spec(name).width(0.5), num_classes=10))
+    blob, array = compile(net, (1, 3, 64, 64)), images((4, 3, 64, 64))
+    small = quantize(blob, [array])
+    inspection = worker.inspect(small)
+    assert (inspection.partitions, inspection.outside) == (1, ())
+    assert agreement(worker.run(blob, array), worker.run(small, array)) > 15
+    assert structure(with_random_ranges(blob)) == structure(small)
 
 
 # ---- pools

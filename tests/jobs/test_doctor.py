@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilefit import cores
 from mobilefit.jobs import doctor as doctor_job
 from mobilefit.jobs.doctor import DoctorConfig, doctor
 
@@ -158,3 +159,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(
     (tmp_path / "file").touch()
     assert run("doctor", images, "--out", tmp_path / "file" / "below") == 3
     assert f"FAIL images: cannot make the folder {tmp_path / 'file' / 'below'}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("others", "line"), [(1.2, "1 of 2 cores is busy with other work: training will be slower"), (0.1, None)])
+def test_a_taken_core_is_named(
+    others: float, line: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cores, "recent_usage", lambda: cores.CoreUsage(cores=2, others=others))
+    assert run("doctor") == 0
+    printed = [text for text in capsys.readouterr().out.splitlines() if "busy" in text]
+    assert printed == ([line] if line else [])

@@ -109,6 +109,9 @@ def test_without_weights_the_seed_decides(data: ClassificationData) -> None:
         ("timm:semnasnet_100", spec("mnasnet_a1"), IMAGENET[0]),
         ("timm:tf_efficientnet_lite0", spec("efficientnet_lite0"), (0.5, 0.5, 0.5)),
         ("timm:efficientnet_lite0", spec("efficientnet_lite0"), IMAGENET[0]),
+        ("timm:lcnet_050", spec("lcnet").width(0.5), IMAGENET[0]),
+        ("timm:mobilenetv4_conv_small", spec("mobilenetv4_conv_small"), IMAGENET[0]),
+        ("timm:mobilenetv4_conv_small.e3600_r256_in1k", spec("mobilenetv4_conv_small"), (0.5, 0.5, 0.5)),
     ],
 )
 def test_a_peers_weights_compute_here_what_they_did_there(
@@ -172,6 +175,22 @@ def test_a_file_of_timms_layout_is_taken_for_tensorflows_and_says_so(
     found = pretrained.start(THREE, path, data=data)
     assert found.preset == data.preset(64) and found.network.spec == THREE
     assert f"for others say timm:NAME={path}" in found.note
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "mean"),
+    [("mobilenetv1_100", "mobilenet_v1", (0.5, 0.5, 0.5)), ("lcnet_100", "lcnet", IMAGENET[0]),
+     ("mobilenetv4_conv_small", "mobilenetv4_conv_small", IMAGENET[0])],
+)
+def test_a_file_of_timms_layout_without_a_tensorflow_model(
+    name: str, model: str, mean: tuple[float, ...], data: ClassificationData, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), path)
+    start = pretrained.start(spec(model).classes(3), path, data=data)
+    assert start.preset.mean == mean
+    assert (start.network.spec.padding, start.network.spec.norm.eps) == ("torch", 1e-5)
+    assert f"taken to be that of timm:{name}" in start.note and f"timm:NAME={path}" in start.note
 
 
 def test_our_own_file_brings_its_normalisation_and_keeps_its_head(
@@ -669,7 +688,7 @@ def test_the_page_names_what_the_hubs_have() -> None:
     """Each row of its table: our network, and weights that its hub has for it."""
     lines = [line.strip("| ").split("|") for line in PAGE.splitlines() if line.startswith("| `")]
     rows = [row for row in lines if row[0].strip(" `") in FAMILY]
-    assert len(rows) == 14
+    assert len(rows) == 17
     for row in rows:
         ours, told = row[0].strip(" `"), dict(zip(("torchvision", "timm"), row[1:]))
         for of, cell in told.items():

@@ -17,9 +17,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mobilefit.cores import CoreUsage
+from mobilefit.jobs.kinds import KINDS
 from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
-from mobilefit.train import RECIPES, SoftTargets
+from mobilefit.train import RECIPES, SoftTargets, loop
 from mobilefit.train.trainer import Trainer
 
 from .small import World, make_images, picture, record, run
@@ -66,6 +68,26 @@ def test_the_folder_of_a_training(undisturbed: Path) -> None:
     assert made["recipe"]["batch_size"] == 16 and made["seconds"]["training"] > 0
     assert read_jsonl(undisturbed / "metrics.jsonl")[-1]["step"] == 12
     assert "<html" in (undisturbed / "report.html").read_text().lower()
+
+
+@pytest.mark.parametrize(("others", "line"), [(1.2, "1 of 2 cores is busy with other work: training will be slower"), (0.1, None)])
+def test_a_taken_core_is_named_before_the_training(
+    others: float, line: str | None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(loop, "recent_usage", lambda: CoreUsage(cores=2, others=others))
+    assert run(*(word for word in words(world, tmp_path) if word != "--quiet")) == 0
+    printed = [text for text in capsys.readouterr().err.splitlines() if "busy" in text]
+    assert printed == ([line] if line else [])
+
+
+def test_a_number_of_threads_is_used_recorded_and_given_back(world: World, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    assert run(*words(world, tmp_path, "--threads", before + 1)) == 0
+    training = record(tmp_path)["training"]
+    assert training["threads"] == before + 1 and training["thread_changes"] == []
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["threads"] == before + 1
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +138,21 @@ def test_a_teacher_of_mixed_images_sees_the_students(
     assert "the teacher sees the student's images, resized from 32 to 48 px: mixup and cutmix mix" in capsys.readouterr().err
     said = refused(*words(world, tmp_path / "none", "--teacher", teacher, "--cutmix", 1, "--teacher-cache", tmp_path / "c"))
     assert "--teacher-cache: mixup and cutmix mix the student's own small images" in said
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("option", ["--teacher", "--distillation"])
+def test_distillation_of_a_detector_or_segmenter_is_refused_before_its_images_are_read(
+    task: str, option: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: REFUSED
+) -> None:
+    def read_images(*_: Any) -> None:
+        raise AssertionError("the images were read first")
+
+    monkeypatch.setattr(type(KINDS[task]), "load", read_images)
+    value = "nowhere.safetensors" if option == "--teacher" else "0.5"
+    said = refused(*words(world, tmp_path / "run", "--task", task, option, value))
+    assert said == f"{option} is for classification, not for --task {task}; leave {option} out"
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_training_goes_on(
@@ -270,6 +307,7 @@ def test_a_loss_that_is_not_finite(
         (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),
         (["--holdout", 0.9], ["holdout is 0.9"]),
         (["--keep", 0], ["--keep is 0"]),
+        (["--threads", 0], ["--threads is 0"]),
         (["--precision", "16-mixed", "--accelerator", "cpu"], ["16-mixed needs a GPU"]),
         (["--freeze", 30], ["freeze is 30"]),
     ],

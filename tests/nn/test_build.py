@@ -130,7 +130,11 @@ BLOCKS = [
     for stride in (1, 2)
     for se in (None, "mnasnet")
     for skip in ("identity", "pool", "none")
-    if se is None or op != "separable"
+]  # fmt: skip
+BLOCKS += [
+    replace(block, start_kernel=start, kernel=kernel)
+    for block in BLOCKS if block.op == "inverted" and block.expand is not None and block.kernel == 3
+    for start, kernel in ((5, 3), (3, 0), (0, 0)) if start or block.stride == 1
 ]  # fmt: skip
 
 

@@ -66,6 +66,10 @@ def test_a_published_network_has_our_table(of: hub.Hub, name: str) -> None:
         ("timm", spec("mnasnet_a1").padded("torch"), "semnasnet_100.rmsp_in1k"),
         ("timm", spec("efficientnet_lite0"), "tf_efficientnet_lite0.in1k"),
         ("timm", spec("efficientnet_lite3"), "tf_efficientnet_lite3.in1k"),
+        ("timm", spec("lcnet").width(0.75), "lcnet_075.ra2_in1k"),
+        ("timm", spec("mobilenetv4_conv_small"), "mobilenetv4_conv_small.e2400_r224_in1k"),
+        ("timm", spec("mobilenetv4_conv_small").width(0.5), "mobilenetv4_conv_small_050.e3000_r224_in1k"),
+        ("timm", spec("mobilenetv4_conv_medium"), "mobilenetv4_conv_medium.e500_r256_in1k"),
         ("timm", LARGE.width(1.25), "tf_mobilenetv3_large_100.in1k"),  # refused later, as too narrow
     ],
 )
@@ -95,7 +99,10 @@ def test_other_activations_are_other_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "made"),
     [("mobilenetv3_large_100", LARGE), ("mobilenetv2_050", spec("mobilenet_v2").width(0.5)),
-     ("mobilenetv1_100", spec("mobilenet_v1")), ("tf_mobilenetv3_small_075", SMALL.width(0.75))],
+     ("mobilenetv1_100", spec("mobilenet_v1")), ("tf_mobilenetv3_small_075", SMALL.width(0.75)),
+     ("lcnet_035", spec("lcnet").width(0.35)), ("lcnet_100", spec("lcnet")),
+     ("mobilenetv4_conv_small_035", spec("mobilenetv4_conv_small").width(0.35)),
+     ("mobilenetv4_conv_medium", spec("mobilenetv4_conv_medium"))],
 )  # fmt: skip
 def test_weights_are_recognised_by_their_tensors(name: str, made: object) -> None:
     with torch.device("meta"):
@@ -123,6 +130,8 @@ def test_preprocessing_comes_with_the_name() -> None:
         "timm:mobilenetv3_large_100.ra_in1k": imagenet,
         "timm:mobilenetv1_100": half,
         "timm:mobilenetv3_large_100.miil_in21k": ((0.0,) * 3, (1.0,) * 3),
+        "timm:mobilenetv4_conv_small_050": half,
+        "timm:mobilenetv4_conv_medium": imagenet,
     }.items():
         found = model(source)
         assert found is not None and (found.mean, found.std) == expected, source

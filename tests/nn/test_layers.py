@@ -285,6 +285,18 @@ def test_only_a_bottleneck_is_linear(op: str, negative: bool) -> None:
     assert bool((out < 0).any()) == negative
 
 
+def test_a_starting_depthwise_convolution_is_linear_and_strides_alone() -> None:
+    torch.manual_seed(0)
+    both = Row(Block(start_kernel=5, kernel=3, expand=16, out=8, stride=2), 8, spec()).eval()
+    assert [name for name, _ in both.layers()] == ["start", "expand", "depthwise", "project"]
+    assert (both.start.conv.stride, both.depthwise.conv.stride) == ((1, 1), (2, 2))
+    x = torch.randn(1, 8, 6, 6)
+    assert bool((both.start(x) < 0).any()) and not bool((both.expand(both.start(x)) < 0).any())
+    alone = Row(Block(start_kernel=3, kernel=0, expand=16, out=8, stride=2), 8, spec()).eval()
+    assert [name for name, _ in alone.layers()] == ["start", "expand", "project"]
+    assert alone.start.conv.stride == (2, 2) and alone(x).shape == (1, 8, 3, 3)
+
+
 @pytest.mark.parametrize("side", [1, 6, 7])
 @pytest.mark.parametrize("padding", ["same", "torch"])
 def test_sides_are_rounded_up(side: int, padding: Padding) -> None:

@@ -57,6 +57,15 @@ TIMM = {
     "tf_efficientnet_lite0": spec("efficientnet_lite0"),
     "tf_efficientnet_lite2": spec("efficientnet_lite2"),
     "tf_efficientnet_lite4": spec("efficientnet_lite4"),
+    "lcnet_035": torch_style(spec("lcnet").width(0.35)),
+    "lcnet_050": torch_style(spec("lcnet").width(0.5)),
+    "lcnet_075": torch_style(spec("lcnet").width(0.75)),
+    "lcnet_100": torch_style(spec("lcnet")),
+    "lcnet_150": torch_style(spec("lcnet").width(1.5)),
+    "mobilenetv4_conv_small": torch_style(spec("mobilenetv4_conv_small")),
+    "mobilenetv4_conv_small_035": torch_style(spec("mobilenetv4_conv_small").width(0.35)),
+    "mobilenetv4_conv_small_050": torch_style(spec("mobilenetv4_conv_small").width(0.5)),
+    "mobilenetv4_conv_medium": torch_style(spec("mobilenetv4_conv_medium")),
 }
 
 

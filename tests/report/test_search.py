@@ -359,6 +359,8 @@ def test_bars_say_what_the_rows_are() -> None:
     assert (found[-1].words, found[-1].out, found[-1].stage) == ("linear", 1024, 1)
     assert networks.bars(spec("mobilenet_v1"))[1].words == "separable 3×3"
     assert "fused" in {bar.kind for bar in networks.bars(spec("mobilenet_v3_edgetpu"))}
+    universal = [bar.words for bar in networks.bars(spec("mobilenetv4_conv_medium"))]
+    assert (universal[2], universal[9], universal[10]) == ("extradw4 3+5", "convnext4 3×3", "ffn2")
 
 
 def test_a_pool_skip_is_marked_where_it_acts() -> None:

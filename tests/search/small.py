@@ -35,6 +35,17 @@ DESCRIPTION: dict[str, Any] = {
 }  # fmt: skip
 SPACE = Space.from_dict(DESCRIPTION)
 """2^6 networks."""
+UNIVERSAL = Space.from_dict({
+    "name": "universal",
+    "base": "mobilenetv4_conv_small",
+    "rows": [4, 16],
+    "blocks": [
+        {"stride": 2, "op": ["extradw3", "mbconv4", "convnext4"], "kernel": [3, 5], "filters": [72, 96],
+         "layers": [1, 2]},
+        {"stride": 2, "op": ["convnext2", "extradw6"], "kernel": [3, 5], "filters": [128], "layers": [2]},
+    ],
+})  # fmt: skip
+"""MobileNetV4-Conv-S with both of its last stages searched."""
 PIXELS = 16
 PRESET = Preset(resolution=PIXELS, crop_fraction=1.0)
 RECIPE = Recipe(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import mobilefit as mf
 from mobilefit.errors import InputError
 from mobilefit.search import SPACES, Space, space
 
-from .small import DESCRIPTION, SPACE
+from .small import DESCRIPTION, SPACE, UNIVERSAL
 
 
 def drawn(chosen: Space, count: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -98,6 +100,26 @@ def test_mnasnet_a1_is_in_the_space_that_was_widened_for_it() -> None:
     assert chosen.spec(chosen.tokens(a1)).id == a1.id
     with pytest.raises(InputError, match="'mnasnet_a1' is not in the space 'mnasnet'"):
         space("mnasnet").tokens(a1)
+
+
+def test_starting_depthwise_convolutions_are_operations() -> None:
+    for tokens in itertools.product(*map(range, UNIVERSAL.sizes)):
+        assert UNIVERSAL.tokens(UNIVERSAL.spec(tokens)) == tokens
+    named = dict(zip((d.name for d in UNIVERSAL.decisions), range(10)))
+    tokens = [0] * len(named)
+    tokens[named["blocks.0.kernel"]] = tokens[named["blocks.1.kernel"]] = 1
+    extra, *_, convnext = UNIVERSAL.spec(tokens).blocks[4:]
+    assert (extra.start_kernel, extra.kernel, extra.stride, extra.expand) == (5, 5, 2, 3 * 64)
+    assert (convnext.start_kernel, convnext.kernel, convnext.stride, convnext.expand) == (5, 0, 1, 2 * 128)
+    head = UNIVERSAL.spec(tokens).classifier
+    assert (head.hidden, head.hidden_norm) == (1280, True)
+    with pytest.raises(InputError, match="not in the space"):  # 3x3 and 5x5 in one block
+        UNIVERSAL.tokens(mf.spec("mobilenetv4_conv_small"))
+
+
+def test_a_tail_without_a_hidden_layer_has_none_to_normalise() -> None:
+    bare = replace(UNIVERSAL, tails=(replace(UNIVERSAL.tails[0], hidden=None, act="none"),))
+    assert bare.spec([0] * len(bare.sizes)).classifier.hidden_norm is False
 
 
 def test_a_network_from_elsewhere_is_not_in_the_space() -> None:

@@ -53,9 +53,9 @@ def tokens_with(chosen: Space, tokens: Tokens, **values: Any) -> Tokens:
 # ---- paths
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_an_extracted_network_computes_what_the_path_does(name: str) -> None:
-    chosen = space(name).resolution(32).classes(5)
+@pytest.mark.parametrize("chosen", [*SPACES.values(), small.UNIVERSAL], ids=lambda chosen: chosen.name)
+def test_an_extracted_network_computes_what_the_path_does(chosen: Space) -> None:
+    chosen = chosen.resolution(32).classes(5)
     supernet = Supernet(chosen, seed=1)
     random_weights(supernet)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -145,6 +145,17 @@ def test_kinds_of_layers_share_nothing() -> None:
     )
     assert conv and depthwise and three == six
     assert not (conv & depthwise or conv & three or depthwise & three)
+
+
+def test_bottlenecks_share_what_they_have_in_common() -> None:
+    chosen = small.UNIVERSAL.resolution(32).classes(5)
+    supernet, base = Supernet(chosen), (0,) * len(chosen.sizes)
+    extra, inverted, convnext = (
+        keys(supernet, tokens_with(chosen, base, blocks_0_op=op), "blocks.0.0.")
+        for op in ("extradw3", "mbconv4", "convnext4")
+    )
+    assert extra == inverted | convnext
+    assert {key.split(".")[5] for key in inverted & convnext} == {"expand", "project"}
 
 
 def test_stems_and_tails_share_nothing() -> None:

@@ -35,7 +35,7 @@ ENDS = Space(
     ),
     blocks=(
         block(2, (16, 24), se=("none", "v3"), act=("relu", "hard_swish"), layers=(2,)),
-        block(2, (24,), op=("mbconv3", "depthwise"), skip=("identity", "pool")),
+        block(2, (24,), op=("mbconv3", "depthwise", "extradw2"), skip=("identity", "pool")),
         block(1, (32, 40), kernel=(3,), layers=(1,)),
     ),
     tails=(

@@ -62,7 +62,7 @@ def flat(tensors: list[torch.Tensor]) -> np.ndarray:
 
 def decays(recipe: Recipe, name: str) -> bool:
     """By the names of the parameters, where the code goes by modules and shapes."""
-    norm, depthwise = ".norm." in name, name.endswith("depthwise.conv.weight")
+    norm, depthwise = ".norm." in name, name.endswith((".depthwise.conv.weight", ".start.conv.weight"))
     bias = name.endswith(".bias")
     return {
         "weights": not norm and not bias, "not_depthwise": not norm and not bias and not depthwise,

@@ -100,6 +100,8 @@ def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -
     if hasattr(old, "conv"):
         wide = outputs
         _conv_norm(new.conv, old.conv, wide, inputs)
+    if hasattr(old, "start"):
+        _depthwise(new.start, old.start, inputs)
     if hasattr(old, "expand"):
         wide = _strongest(_norms(old.expand.conv), wide_width)
         _conv_norm(new.expand, old.expand, wide, inputs)
@@ -144,6 +146,11 @@ def _classifier(new: nn.Module, old: nn.Module, features: Tensor) -> None:
         assert isinstance(new.hidden, nn.Linear)
         hidden = _strongest(_norms(old.hidden), new.hidden.out_features)
         _affine(new.hidden, old.hidden, hidden, features)
+        features = hidden
+    elif isinstance(old.hidden, ConvNormAct):
+        assert isinstance(new.hidden, ConvNormAct)
+        hidden = _strongest(_norms(old.hidden.conv), new.hidden.conv.out_channels)
+        _conv_norm(new.hidden, old.hidden, hidden, features)
         features = hidden
     _outputs(new.logits, old.logits, features)
 

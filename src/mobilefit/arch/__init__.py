@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-from mobilefit.arch import efficientnet_lite, mnasnet, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from mobilefit.arch import (
+    efficientnet_lite,
+    lcnet,
+    mnasnet,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+    mobilenet_v4,
+)
 from mobilefit.arch.cost import Cost, Layer
 from mobilefit.arch.flavours import detector, dilated, halved, segmenter
 from mobilefit.arch.heads import (
@@ -44,6 +52,9 @@ FAMILY: dict[str, NetSpec] = {
     "efficientnet_lite2": efficientnet_lite.EFFICIENTNET_LITE2,
     "efficientnet_lite3": efficientnet_lite.EFFICIENTNET_LITE3,
     "efficientnet_lite4": efficientnet_lite.EFFICIENTNET_LITE4,
+    "lcnet": lcnet.LCNET,
+    "mobilenetv4_conv_small": mobilenet_v4.MOBILENETV4_CONV_SMALL,
+    "mobilenetv4_conv_medium": mobilenet_v4.MOBILENETV4_CONV_MEDIUM,
 }
 """Classifiers, which are also what the detectors and segmenters are made of."""
 

@@ -132,6 +132,10 @@ def _block(block: Block, name: str, inputs: int, at: Map) -> Iterator[Layer]:
     kept = inputs * _area(out_at) if residual else 0
     # The first layer reads the input; a pool has run before it, and made a second map.
     first = kept if block.skip == "pool" else 0
+    if block.start_kernel:
+        start: dict[str, Any] = {"kernel": block.start_kernel, "stride": block.start_stride, "dilation": block.dilation}
+        yield depthwise(f"{name}.start", inputs, at, **start, act="none", kept=first)
+        at, first = _strided(at, block.start_stride), kept
     if block.op == "conv":
         yield convolution(f"{name}.conv", inputs, wide, at, **window, act=act, kept=first, residual=residual)
     elif block.op == "fused":
@@ -140,7 +144,8 @@ def _block(block: Block, name: str, inputs: int, at: Map) -> Iterator[Layer]:
         yield depthwise(f"{name}.depthwise", wide, at, **window, act=act, kept=first)
     else:
         yield convolution(f"{name}.expand", inputs, wide, at, act=act, kept=first)
-        yield depthwise(f"{name}.depthwise", wide, at, **window, act=act, kept=kept)
+        if block.kernel:
+            yield depthwise(f"{name}.depthwise", wide, at, **window, act=act, kept=kept)
     if block.se is not None:
         yield _excite(f"{name}.se", block.se, wide, inputs, out_at, kept)
     if block.op == "conv":
@@ -163,7 +168,10 @@ def _head(head: Head, backbone: list[Layer]) -> Iterator[Layer]:
 
 def _classifier(head: ClassifierHead, inputs: int, at: Map) -> Iterator[Layer]:
     yield pool("head.pool", inputs, at, (1, 1))
-    if head.hidden is not None:
+    if head.hidden is not None and head.hidden_norm:
+        yield convolution("head.hidden", inputs, head.hidden, (1, 1), act=head.act)
+        inputs = head.hidden
+    elif head.hidden is not None:
         yield _linear("head.hidden", inputs, head.hidden, head.act)
         inputs = head.hidden
     yield _linear("head.logits", inputs, head.num_classes, "none")

@@ -96,8 +96,8 @@ def detector(
 ) -> NetSpec:
     """SSDLite on a classifier's backbone (V3 paper 6.3).
 
-    C4 is the expansion of the last stage's first block (of V1, which has none, what it takes in), C5 the
-    last layer.
+    C4 is the expansion of the last stage's first block (where there is none before its stride, as in V1, what
+    the block takes in), C5 the last layer.
 
     Args:
         backbone: a network that ends at a stride of 32.
@@ -106,7 +106,8 @@ def detector(
         reduced: half the channels of the last stage, C4 excepted.
     """
     first = _last_stage(backbone)
-    c4 = f"blocks.{first}.expand" if backbone.blocks[first].expand else f"blocks.{first - 1}"
+    expands_before_stride = backbone.blocks[first].parts[0] == "expand" and backbone.blocks[first].kernel
+    c4 = f"blocks.{first}.expand" if expands_before_stride else f"blocks.{first - 1}"
     c5 = "last" if backbone.last is not None else f"blocks.{len(backbone.blocks) - 1}"
     base = halved(backbone, "detect") if reduced else backbone
     if base.last is not None:  # the SSD extractors of TensorFlow narrow it at every width

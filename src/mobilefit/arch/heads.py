@@ -18,11 +18,13 @@ SegmentationKind = Literal["lraspp", "raspp"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierHead:
-    """Global average pooling, an optional hidden layer without batch norm, dropout, logits."""
+    """Global average pooling, an optional hidden layer, dropout, logits."""
 
     task: ClassVar[Task] = "classify"
 
     hidden: int | None = None
+    hidden_norm: bool = False
+    """Whether the hidden layer has batch norm (MobileNetV4) in the place of a bias (V3)."""
     act: Activation = "none"
     dropout: float = 0.2
     """Probability of dropping (the paper's "dropout of 0.8" is the share kept)."""
@@ -56,6 +58,8 @@ class ClassifierHead:
         """Everything that is wrong with it."""
         yield from positive("head.num_classes", self.num_classes)
         yield from positive("head.hidden", self.hidden)
+        if self.hidden_norm and self.hidden is None:
+            yield "head.hidden_norm is set, and there is no hidden layer"
         yield from choice("head.act", self.act, Activation)
         yield from choice("head.scaling", self.scaling, Scaling)
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:

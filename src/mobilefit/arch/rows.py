@@ -53,17 +53,24 @@ class Block:
     ``op`` says what it is, in order of execution:
 
     - ``inverted``: [1x1 expand, BN, act,] k x k depthwise, BN, act, [SE,] 1x1 project, BN
-      (MobileNetV2's and V3's bottleneck; without ``expand`` it begins at the depthwise convolution);
+      (MobileNetV2's and V3's bottleneck; without ``expand`` it begins at the depthwise convolution).
+      With ``expand`` it may also be one of MobileNetV4's (arXiv 2404.10518, Figure 4): with
+      ``start_kernel`` a depthwise convolution and BN come first (ExtraDW), with ``kernel=0`` there is none
+      after the expansion (ConvNeXt-like), and with neither it is a feed-forward network;
     - ``fused``: k x k full convolution to ``expand``, BN, act, [SE,] 1x1 project, BN (V3-EdgeTPU);
-    - ``separable``: k x k depthwise, BN, act, 1x1, BN, act (MobileNetV1);
+    - ``separable``: k x k depthwise, BN, act, [SE,] 1x1, BN, act (MobileNetV1, PP-LCNet);
     - ``conv``: k x k full convolution, BN, act[, SE].
     """
 
     op: Op = "inverted"
     kernel: int = 3
+    """Side of the depthwise convolution (or the full one); 0: none, in an inverted bottleneck."""
+    start_kernel: int = 0
+    """Side of a depthwise convolution before the expansion, without an activation; 0: none."""
     stride: int = 1
+    """Of the depthwise convolution (or the full one); of the starting one where there is no other."""
     dilation: int = 1
-    """Of the depthwise convolution (or the full one): the distance of its taps in pixels."""
+    """Of the depthwise convolutions (or the full one): the distance of their taps in pixels."""
     expand: int | None = None
     """Channels inside the block; ``None`` where there is no expansion layer."""
     out: int
@@ -81,9 +88,16 @@ class Block:
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of its convolutions that have an activation, in order of execution."""
-        if self.op in ("conv", "fused"):
-            return ("conv",) if self.op == "conv" else ("expand",)
+        if self.op == "conv":
+            return ("conv",)
+        if self.op == "fused" or self.kernel == 0:
+            return ("expand",)
         return ("depthwise",) if self.expand is None else ("expand", "depthwise")
+
+    @property
+    def start_stride(self) -> int:
+        """Stride of the starting depthwise convolution."""
+        return 1 if self.kernel else self.stride
 
     def width(self, inputs: int) -> int:
         """Channels of the block's wide part, where the depthwise convolution and SE work."""
@@ -103,8 +117,8 @@ def conv_problems(where: str, conv: Conv | Block) -> Iterator[str]:
     yield from choice(f"{where}.act", conv.act, Activation)
     if conv.se is not None:
         yield from choice(f"{where}.se", conv.se, Excite)
-    if not isinstance(conv.kernel, int) or conv.kernel % 2 == 0 or conv.kernel < 1:
-        yield f"{where}.kernel {conv.kernel} is not an odd size"
+    if not isinstance(conv, Block) or conv.op != "inverted" or conv.kernel != 0:
+        yield from odd(f"{where}.kernel", conv.kernel)
     if conv.stride not in (1, 2):
         yield f"{where}.stride {conv.stride} is neither 1 nor 2"
 
@@ -114,19 +128,30 @@ def block_problems(where: str, block: Block) -> Iterator[str]:
     yield from choice(f"{where}.op", block.op, Op)
     yield from choice(f"{where}.skip", block.skip, Skip)
     yield from positive(f"{where}.dilation", block.dilation)
+    if block.start_kernel != 0:
+        yield from odd(f"{where}.start_kernel", block.start_kernel)
+        if block.op != "inverted":
+            yield f"{where} is {block.op} and takes no 'start_kernel'"
+    if block.op == "inverted" and block.expand is None and (block.start_kernel != 0 or block.kernel == 0):
+        yield f"{where} needs 'expand' between its depthwise convolutions or in their place"
+    if block.stride == 2 and block.kernel == block.start_kernel == 0:
+        yield f"{where} has a stride and no depthwise convolution"
     if block.dilation > 1 and block.stride > 1:
         yield f"{where} has both a stride and a dilation"
     if block.op == "fused" and block.expand is None:
         yield f"{where} is fused and needs 'expand'"
-    if block.op == "separable" and (block.expand is not None or block.se is not None):
-        yield f"{where} is separable and takes neither 'expand' nor 'se'"
-    if block.op == "conv" and block.expand is not None:
-        yield f"{where} is conv and takes no 'expand'"
+    if block.op in ("separable", "conv") and block.expand is not None:
+        yield f"{where} is {block.op} and takes no 'expand'"
 
 
 def positive(where: str, value: int | None) -> Iterator[str]:
     if value is not None and (not isinstance(value, int) or value < 1):
         yield f"{where} {value!r} is not a positive whole number"
+
+
+def odd(where: str, value: object) -> Iterator[str]:
+    if not isinstance(value, int) or value % 2 == 0 or value < 1:
+        yield f"{where} {value} is not an odd size"
 
 
 def choice(where: str, value: str, kind: Any) -> Iterator[str]:

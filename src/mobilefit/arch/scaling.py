@@ -11,8 +11,9 @@ Scaling = Literal["always", "above_one", "never"]
 """When the width multiplier reaches a layer near the output (as in the released
 networks: V3's last 1x1 conv always, V3's hidden layer and V2's last conv only above 1.0, MnasNet's never)."""
 
-Excite = Literal["v3", "mnasnet"]
-"""The two squeeze-and-excite modules of the family: see :func:`reduced_width`."""
+Excite = Literal["v3", "mnasnet", "lcnet"]
+"""The squeeze-and-excite modules of the family: see :func:`reduced_width`. MnasNet's gate is a sigmoid, the
+others' a hard-sigmoid."""
 
 
 def make_divisible(value: float | Fraction, divisor: int = 8, minimum: int = 8) -> int:
@@ -29,8 +30,11 @@ def reduced_width(se: Excite, expanded: int, inputs: int) -> int:
 
     ``v3``: a quarter of the expansion, made divisible by 8 (V3 paper 5.3; TF-slim, torchvision).
     ``mnasnet``: a quarter of the *block's input*, rounded down (TPU repository's MnasNet).
+    ``lcnet``: a quarter of the expansion, rounded down (PaddleClas, timm).
     """
-    return make_divisible(expanded / 4) if se == "v3" else max(1, inputs // 4)
+    if se == "v3":
+        return make_divisible(expanded / 4)
+    return max(1, (inputs if se == "mnasnet" else expanded) // 4)
 
 
 def near_output(width: int, factor: Fraction, scaling: Scaling) -> int:

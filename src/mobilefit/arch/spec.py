@@ -208,7 +208,7 @@ class NetSpec:
 
 
 _PARTS = {"stem": Conv, "last": Conv, "norm": BatchNorm}
-_ONLY_IF_SET = {"dilation": 1}
+_ONLY_IF_SET = {"dilation": 1, "start_kernel": 0, "hidden_norm": False}
 """Fields that came later, and are left out at this value: a network keeps its id."""
 
 

@@ -75,8 +75,10 @@ def _head_row(number: str, layer: Layer, task: Task) -> tuple[str, ...]:
 def _operator(row: Conv | Block) -> str:
     names = {"conv": "conv2d", "inverted": "bneck", "fused": "fused bneck", "separable": "separable"}
     op, skip = ("conv", "identity") if isinstance(row, Conv) else (row.op, row.skip)
-    dilation = 1 if isinstance(row, Conv) else row.dilation
+    dilation, start = (1, 0) if isinstance(row, Conv) else (row.dilation, row.start_kernel)
     return (
-        f"{names[op]} {row.kernel}x{row.kernel}" + (f", dilation {dilation}" if dilation > 1 else "")
+        (f"dw {start}x{start} + " if start else "")
+        + (f"{names[op]} {row.kernel}x{row.kernel}" if row.kernel else "ffn")
+        + (f", dilation {dilation}" if dilation > 1 else "")
         + (", pool skip" if skip == "pool" else "")
     )

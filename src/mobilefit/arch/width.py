@@ -49,15 +49,19 @@ def checked(multiplier: float, rules: WidthRules, head: Scaling | None) -> Fract
 def scaled(rows: Rows, factor: Fraction, rules: WidthRules) -> Rows:
     """A backbone with every channel count scaled."""
     stem, blocks, last = rows
-    made = tuple(_blocks(stem, blocks, factor, rules))
+    narrow = replace(stem, out=near_output(stem.out, factor, stem.scaling))
+    made = tuple(_blocks(stem, blocks, narrow.out, factor, rules))
     if last is not None:
         last = _last(last, blocks[-1].out, made[-1].out, factor, rules)
-    return replace(stem, out=make_divisible(stem.out * factor)), made, last
+    return narrow, made, last
 
 
-def _blocks(stem: Conv, blocks: tuple[Block, ...], factor: Fraction, rules: WidthRules) -> Iterator[Block]:
+def _blocks(
+    stem: Conv, blocks: tuple[Block, ...], new: int, factor: Fraction, rules: WidthRules
+) -> Iterator[Block]:
+    """The rows after a stem of ``new`` channels."""
     scale_expansion = rules == "torchvision" and not written_as_ratios(stem, blocks)
-    old, new = stem.out, make_divisible(stem.out * factor)
+    old = stem.out
     for block in blocks:
         expand = block.expand
         if expand is not None:

@@ -27,7 +27,7 @@ from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
 from mobilefit.device import Phone
 from mobilefit.errors import InputError, QualityGateError
-from mobilefit.jobs import checks, kinds, lab, searching
+from mobilefit.jobs import checks, kinds, lab, pretrained, searching
 from mobilefit.jobs import plan as search_time
 from mobilefit.jobs.folder import RECORD, RunFolder
 from mobilefit.jobs.kinds import KINDS, Kind, source_of
@@ -47,6 +47,7 @@ from mobilefit.pipeline.statistics import paired
 from mobilefit.pipeline.time_budget import AdaptPlan, SpeedModel, StagePlan
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
+from mobilefit.runtime import StopRule
 from mobilefit.search import Reward, Space, Supernet
 from mobilefit.train import Recipe, SoftTargets
 
@@ -66,8 +67,10 @@ resolution taught no better than one at one and a half times (MobileNetV2 at 64 
 LEAST_TEACHER_EPOCHS = 3.0
 PROBED = 3
 """With more candidates than this, pretrained ones are first compared by frozen features."""
-AFTER_PROBE, FINALISTS = 3, 2
+AFTER_PROBE, FINALISTS = 4, 3
 """Candidates that go on after the probe, and after the first training."""
+CANDIDATE_RULE = StopRule(max_seconds=0.5)
+"""Of one of the three passes of a candidate's measurement: there are dozens."""
 JUDGED_AGAIN = 3
 """Measurements of a network that seems to be over the budget by less than the noise."""
 
@@ -106,7 +109,7 @@ class DesignConfig:
         (), help="pretrained weights: auto (the default: what torchvision and timm have), none, torchvision, timm, "
         "timm:NAME, or a file; several files: their networks race"
     )
-    teacher: str | None = option(None, help="a trained network to be taught by: a file, or timm:NAME=FILE (default: a larger one of the run)")
+    teacher: str | None = option(None, help="a trained network of these classes to learn from: a file, or timm:NAME=FILE (default: a larger one of the run)")
     shrink: Shrink = option("auto", help="whether a larger network is shrunk as well: netadapt, none, or auto: where it can win")
     retrain: Retrain = option("inherit", help="what a shrunk network is trained from: its inherited weights, or scratch (as in the papers)")
     seeds: int = option(1, help="trainings of each compared network, for mean and spread")
@@ -217,6 +220,8 @@ def _check(config: DesignConfig) -> None:
         task, recipe=config.recipe, height=config.resolution, width=config.columns,
         ignore=config.ignore_label,
     )  # fmt: skip
+    if config.teacher is not None and task != "classify":
+        raise InputError(f"--teacher is for classification, and this is --task {task}", "leave --teacher out")
     if config.searches and config.weights not in ((), (AUTO,), ("none",)):
         raise InputError(
             f"{config.weights[0]} are one network's weights, and a search tries many",
@@ -289,12 +294,14 @@ class _Design:
         self.larger: Trained | None = None
         self.networks: list[Sizes] = []
         self.reference_ms = 0.0
+        self.own_teacher: SoftTargets | None = None
         self.recipe: Recipe
         self.speed: SpeedModel
         self.images_per_second: float
 
     def run_all(self) -> None:
         """Everything, and the record at the end."""
+        self.own_teacher = self._own_teacher()
         start = self.run.stage("start", self.start)
         lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
         self.networks = [_sizes(entry) for entry in start["networks"]]
@@ -306,11 +313,14 @@ class _Design:
         self.images_per_second = speed["evaluation"]
         if self.space is not None and self.worth_searching(start["pretrained"]):
             self.networks.append(self.search(start))
-        designs = {}
+        designs: dict[str, _ForBudget] = {}
         for budget, budget_ms in reversed(list(zip(self.budgets, start["budgets_ms"], strict=True))):
             several = len(self.budgets) > 1
             folder = self.run.path / _label(budget) if several else self.run.path
-            designs[folder.name] = _ForBudget(self, budget, budget_ms, folder, _label(budget) + " " if several else "")
+            designs[folder.name] = _ForBudget(
+                self, budget, budget_ms, folder, _label(budget) + " " if several else "",
+                share=1 / (len(self.budgets) - len(designs)),
+            )  # fmt: skip
             designs[folder.name].run_all()
         if len(designs) > 1:
             self.finish_several(designs)
@@ -322,7 +332,7 @@ class _Design:
         """Measure the reference and the family's networks around the budgets, and see that these can be met."""
         kinds.tell_left_out(self.data, self.log)
         sources = self.sources()
-        (reference_ms,) = self.measure([self.reference])
+        (reference_ms,) = (latency.median_ms for latency in lab.measured([self.reference], self.phone))
         budgets_ms = [budget.of(reference_ms) for budget in self.budgets]
         aims = [aim(budget, budget_ms) for budget, budget_ms in zip(self.budgets, budgets_ms, strict=True)]
         networks = self.family(sources)
@@ -330,6 +340,7 @@ class _Design:
         networks_at.measure_sizes(
             networks, aims, self.measure, ms_per_madd=reference_ms / self.reference.cost().madds
         )
+        networks += networks_at.reduced_heads(networks, aims, self.measure)
         for budget_ms, aim_ms in zip(budgets_ms, aims, strict=True):
             if not networks_at.within(networks, aim_ms):
                 self.check_reachable(networks, budget_ms)
@@ -411,7 +422,7 @@ class _Design:
 
     def measure(self, specs: Sequence[NetSpec]) -> list[float]:
         """Milliseconds of the int8 files of networks."""
-        return [latency.median_ms for latency in lab.measured(specs, self.phone)]
+        return [latency.median_ms for latency in lab.measured(specs, self.phone, CANDIDATE_RULE)]
 
     def measure_speed(self) -> dict[str, float]:
         """Train and evaluate the reference for a few seconds."""
@@ -567,12 +578,26 @@ class _Design:
             self.speed.learn(madds, 1 / result.images_per_second)
 
     def soft_targets(self, larger: Trained | None) -> SoftTargets | None:
-        """A teacher's answers, kept on disk for all that learn from them; ``None``: nobody teaches."""
-        if larger is None or self.task.task != "classify":
-            return None
+        """Who teaches, its answers kept on disk for all that learn from them; ``None``: nobody does."""
+        if self.own_teacher is not None or larger is None or self.task.task != "classify":
+            return self.own_teacher
         return SoftTargets(
             network=larger.network.eval(), preset=larger.preset, cache=self.run.path / TEACHER
         )
+
+    def _own_teacher(self) -> SoftTargets | None:
+        """The teacher that the user brought.
+
+        Raises:
+            InputError: it cannot be read, knows other classes, or the task takes no teacher.
+        """
+        if self.config.teacher is None:
+            return None
+        teacher = pretrained.teacher(
+            self.config.teacher, self.task.preset(self.data, self.reference), self.data.classes,
+            quiet=self.config.quiet,
+        )  # fmt: skip
+        return teacher.soft_targets(self.run.path / TEACHER)
 
     def judge(self, network: Network, preset: Preset) -> tuple[Losses, float]:
         """Losses of the held-out images, and the task's score."""
@@ -618,6 +643,7 @@ def _label(budget: Budget) -> str:
 def _described(network: Sizes) -> dict[str, Any]:
     return {
         "spec": network.spec.to_dict(), "weights": network.weights, "sizes": list(network.sizes),
+        "whole": None if network.whole is None else network.whole.to_dict(),
         "origin": network.origin, "measured": [[size, ms] for size, ms in sorted(network.measured.items())],
     }  # fmt: skip
 
@@ -625,7 +651,8 @@ def _described(network: Sizes) -> dict[str, Any]:
 def _sizes(entry: dict[str, Any]) -> Sizes:
     return Sizes(
         spec=NetSpec.from_dict(entry["spec"]), weights=entry["weights"], sizes=tuple(entry["sizes"]),
-        origin=entry["origin"], measured={int(size): ms for size, ms in entry["measured"]},
+        origin=entry["origin"], whole=None if entry["whole"] is None else NetSpec.from_dict(entry["whole"]),
+        measured={int(size): ms for size, ms in entry["measured"]},
     )  # fmt: skip
 
 
@@ -636,10 +663,14 @@ class _ForBudget:
         run: the whole design, with what the budgets share.
         folder: of this budget's files and record.
         prefix: of its stages in the run's state.
+        share: of the time that is left; the rest is for the budgets after this one.
     """
 
-    def __init__(self, run: _Design, budget: Budget, budget_ms: float, folder: Path, prefix: str) -> None:
+    def __init__(
+        self, run: _Design, budget: Budget, budget_ms: float, folder: Path, prefix: str, *, share: float
+    ) -> None:
         self.design, self.budget, self.budget_ms, self.folder, self.prefix = run, budget, budget_ms, folder, prefix
+        self.share = share
         self.config, self.task, self.data, self.log = run.config, run.task, run.data, run.log
         self.aim_ms = aim(budget, budget_ms)
         self.rungs: list[dict[str, Any]] = []
@@ -665,9 +696,13 @@ class _ForBudget:
                 "raise --latency, lower --resolution, or leave --shrink out",
             )
         winner = self.taught(entrants, larger)
-        standing = self.standing(winner, entrants, larger)
+        standing = self.standing(winner, larger)
         trained = self.trained([winner, *standing], larger)
         self.finish([] if larger is None else [larger], trained)
+
+    def left(self) -> float:
+        """Seconds that are left for this budget."""
+        return self.design.left() * self.share
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """The result of a stage of this budget, done once."""
@@ -699,7 +734,7 @@ class _ForBudget:
         if len(contenders) > 1:
             name = f"{self.prefix}rung_1"
             plan = self.planned("rung_1", lambda: time_budget.race_rung(
-                time_budget.RUNG_EPOCHS[0], c.left() * time_budget.RACE_SHARE / 2,
+                time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2,
                 [c.step_seconds(one.spec) for one in contenders], c.per_epoch,
             ))  # fmt: skip
             rung = Rung(name=name, survivors=FINALISTS, what=f"short trainings ({plan['epochs']:.1f} epochs)")
@@ -715,7 +750,7 @@ class _ForBudget:
     def probe(self, candidate: Candidate) -> tuple[Losses, float]:
         """A linear classifier on the features of pretrained weights."""
         network, preset = self.design.weights_from(None).network(
-            candidate.spec, candidate.weights, self.config.seed
+            candidate.spec, candidate.weights, self.config.seed, candidate.whole
         )
         losses = probe_losses(network, preset, self.data.train, self.design.held_out)
         return losses, float((losses < np.log(2)).mean())
@@ -740,14 +775,14 @@ class _ForBudget:
     def initial(self, candidate: Candidate, larger: Trained | None) -> Callable[[int], tuple[Network, Preset]]:
         """What a candidate begins with: the larger network's weights, pretrained ones, or none."""
         weights = self.design.weights_from(larger)
-        return lambda seed: weights.network(candidate.spec, candidate.weights, seed)
+        return lambda seed: weights.network(candidate.spec, candidate.weights, seed, candidate.whole)
 
     # ---- the larger network
 
     def larger(self, ranked: Sequence[Candidate]) -> Trained | None:
         """The network that the others begin from and are taught by, trained in full; one for all budgets."""
         c = self.design
-        if c.larger is None and self.config.teacher is None:
+        if c.larger is None:
             chosen = c.run.stage("larger", lambda: self.choose_larger(ranked))
             if chosen is not None:
                 c.larger = self.train_larger(Candidate(
@@ -764,11 +799,12 @@ class _ForBudget:
             least, most = (factor * best.spec.cost().madds for factor in TEACHER_MADDS)
             options = [
                 Candidate(spec=spec, weights=network.weights, latency_ms=network.guess(size, 0.0), origin=network.origin)
-                for network in c.networks for size in network.sizes
+                for network in c.networks if network.origin != "head" for size in network.sizes
                 if covers(spec := network.at(size), best.spec) and least <= spec.cost().madds <= most
             ]  # fmt: skip
         else:
-            options = networks_at.above(c.networks, self.aim_ms)[:1]
+            whole = [network for network in c.networks if network.origin != "head"]
+            options = networks_at.above(whole, self.aim_ms)[:1]
         seconds = c.left() * time_budget.TEACHER_SHARE
         for option_ in sorted(options, key=lambda one: -one.spec.cost().madds):
             epochs = seconds / (c.step_seconds(option_.spec) * c.per_epoch)
@@ -796,7 +832,8 @@ class _ForBudget:
         label = "seed" if self.config.named else candidate.name
         with c.run.timed("training seed"):
             return c.train(
-                "seed", label, plan["steps"], self.config.seed, self.initial(candidate, None), None, kind="seed"
+                "seed", label, plan["steps"], self.config.seed, self.initial(candidate, None), c.own_teacher,
+                kind="seed",
             )
 
     # ---- shrinking it
@@ -814,7 +851,7 @@ class _ForBudget:
             return None
         evaluation = len(c.held_out) / c.images_per_second
         plan = AdaptPlan(**self.planned("netadapt", lambda: time_budget.netadapt(
-            c.left() * time_budget.SHRINK_SHARE, base.spec, over=1 - self.aim_ms / start_ms,
+            self.left() * time_budget.SHRINK_SHARE, base.spec, over=1 - self.aim_ms / start_ms,
             step_seconds=c.step_seconds(base.spec), evaluation_seconds=evaluation,
             held_images=len(c.held_out), per_epoch=c.per_epoch, delta=self.config.delta,
             tune_steps=self.config.tune_steps,
@@ -876,14 +913,16 @@ class _ForBudget:
 
     def kind_of(self, candidate: Candidate, larger: Trained | None) -> str:
         """What a candidate is called in the record."""
-        if larger is not None and covers(larger.network.spec, candidate.spec):
-            same_widths = replace(larger.network.spec, name="", input_size=1, input_width=None) == replace(
-                candidate.spec, name="", input_size=1, input_width=None, padding=larger.network.spec.padding,
-                norm=larger.network.spec.norm,
-            )  # fmt: skip
-            return "resolution" if same_widths else "width"
-        named = self.config.named is not None and self.config.resolution is not None
-        return "seed" if named and larger is None else "candidate"
+        if larger is not None and candidate.origin != "head" and covers(larger.network.spec, candidate.spec):
+            return "resolution" if self.same_widths(candidate.spec, larger) else "width"
+        fixed = self.config.named is not None and self.config.resolution is not None
+        return "seed" if fixed and larger is None else "candidate"
+
+    def same_widths(self, spec: NetSpec, larger: Trained) -> bool:
+        """Whether a network is the larger one at another resolution."""
+        return replace(
+            larger.network.spec, name="", input_size=spec.input_size, input_width=spec.input_width
+        ) == replace(spec, name="", padding=larger.network.spec.padding, norm=larger.network.spec.norm)
 
     def taught(self, entrants: Sequence[Entrant], larger: Trained | None) -> Entrant:
         """The winner: after a short training, taught by the larger network."""
@@ -892,7 +931,7 @@ class _ForBudget:
         c = self.design
         name = f"{self.prefix}rung_2"
         plan = self.planned("rung_2", lambda: time_budget.race_rung(
-            time_budget.RUNG_EPOCHS[1], c.left() * time_budget.RACE_SHARE,
+            time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE,
             [c.step_seconds(e.candidate.spec) for e in entrants], c.per_epoch,
         ))  # fmt: skip
         by_slug = {entrant.candidate.slug: entrant for entrant in entrants}
@@ -903,13 +942,15 @@ class _ForBudget:
         self.survivors(rung, standings)
         return by_slug[standings[0].candidate.slug]
 
-    def standing(
-        self, winner: Entrant, entrants: Sequence[Entrant], larger: Trained | None
-    ) -> list[Entrant]:
+    def standing(self, winner: Entrant, larger: Trained | None) -> list[Entrant]:
         """What a user could do by hand: the larger network at a lower resolution, and scaled in width."""
         if larger is None:
             return []
-        rows = [e for e in entrants if e.kind == "resolution" and e is not winner]
+        rows = [
+            Entrant(kind="resolution", candidate=candidate, initial=self.initial(candidate, larger))
+            for candidate in networks_at.within(self.design.networks, self.aim_ms)
+            if winner.kind != "resolution" and self.same_widths(candidate.spec, larger)
+        ]
         if winner.kind != "width":
             spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(larger, winner.candidate)))
             candidate = Candidate(spec=spec, latency_ms=winner.candidate.latency_ms, origin="width")
@@ -937,7 +978,7 @@ class _ForBudget:
         networks = len(entrants) * self.config.seeds + (larger is not None)
         export_ = time_budget.export_seconds(networks, self.budget_ms, len(self.data.test))
         plan = self.planned("full", lambda: c.full_plan(
-            c.left() - export_, [c.step_seconds(e.candidate.spec) for e in entrants] * self.config.seeds
+            self.left() - export_, [c.step_seconds(e.candidate.spec) for e in entrants] * self.config.seeds
         ))  # fmt: skip
         self.log(f"full trainings of {plan['epochs']:.1f} epochs, about {time_budget.duration(plan['seconds'])}")
         teacher = c.soft_targets(larger)

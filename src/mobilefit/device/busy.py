@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilefit.runtime import available_cores
+from mobilefit.cores import available_cores, core_ticks
 
 BUSY = 0.1
 """The share of a core's time that others may take. More shows in the median, not in p90 alone."""
@@ -35,9 +35,9 @@ class Load:
 
 def look(core: int | None, seconds: float = LOOK_SECONDS) -> Load:
     """Watch a core and its siblings, or all cores for ``None``, while this process does nothing."""
-    before = _ticks()
+    before = core_ticks(ROOT)
     time.sleep(seconds)
-    after = _ticks()
+    after = core_ticks(ROOT)
     shares = {n: _share(before[n], after[n]) for n in after.keys() & before.keys()}
     if core is None:
         mine = [shares[n] for n in available_cores() if n in shares]
@@ -57,17 +57,6 @@ def recent(core: int | None) -> Load:
     if time.monotonic() - then >= FRESH_SECONDS:
         _looks[core] = (time.monotonic(), look(core))
     return _looks[core][1]
-
-
-def _ticks() -> dict[int, tuple[int, int]]:
-    """Of each core, ticks at work and in all (proc(5)); time stolen by other machines is work."""
-    found = {}
-    for line in _read("proc/stat").splitlines():
-        name, *numbers = line.split()
-        if name.startswith("cpu") and name != "cpu" and len(numbers) >= 4:
-            ticks = [int(n) for n in numbers[:8]]  # the ones behind are counted in the first two
-            found[int(name[3:])] = (sum(ticks) - sum(ticks[3:5]), sum(ticks))
-    return found
 
 
 def _share(before: tuple[int, int], after: tuple[int, int]) -> float:

@@ -75,8 +75,9 @@ def units(spec: NetSpec) -> Iterator[Unit]:
     for name, row, stride in rows:
         fields = dataclasses.asdict(row)
         fields.pop("scaling", None)
-        if fields.get("dilation") == 1:  # keys are older than dilation
-            del fields["dilation"]
+        for later, default in (("dilation", 1), ("start_kernel", 0)):  # keys are older than these
+            if fields.get(later) == default:
+                del fields[later]
         if isinstance(row, Block) and not row.has_residual(inputs):
             fields["skip"] = "none"  # whatever it would have been
         yield _unit(name, {**fields, "kind": type(row).__name__, "padding": spec.padding}, inputs, at)
@@ -88,7 +89,7 @@ def _head(spec: NetSpec, inputs: int, at: Map) -> Unit:
     """The head; of a backbone that ends in a map of ``inputs`` channels at that size."""
     head = dataclasses.asdict(spec.head)
     if isinstance(spec.head, ClassifierHead):
-        kept = ("hidden", "act", "num_classes")
+        kept = ("hidden", "act", "num_classes", *(["hidden_norm"] if head["hidden_norm"] else []))
         return _unit("head", {name: head[name] for name in kept}, inputs, at)
     cost = spec.cost()
     detects = isinstance(spec.head, SSDLiteHead)

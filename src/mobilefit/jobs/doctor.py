@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mobilefit import arch, device, litert
+from mobilefit import arch, cores, device, litert
 from mobilefit.data import load
 from mobilefit.data.inspect import IMBALANCE, SEED, TINY_CLASS, Group, Inspection, inspect_folder
 from mobilefit.data.inspect_scenes import SceneInspection, inspect_scenes
@@ -65,6 +65,9 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}")
     print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()))
     print(f"training on: {'cuda' if torch.cuda.is_available() else 'cpu'}")
+    usage = cores.recent_usage()
+    if usage is not None and usage.message is not None:
+        print(usage.message)
     checks: dict[str, Callable[[], str]] = {
         "compile and run": _chain, "latency": _steadiness, "space": lambda: _space(config.out),
         "phones": _phones,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mobilefit.cores import thread_change_count
 from mobilefit.errors import InputError
 from mobilefit.runs import LOCK, hold, machine, now, read_json, write_json
 
@@ -44,7 +45,7 @@ class RunFolder:
         self.config = _plain(config)
         aside = {name: False for name in ("resume", "quiet") if hasattr(config, name)}
         self.command = command(verb, dataclasses.replace(config, **aside))
-        self._writes, self._began = writes, time.monotonic()
+        self._writes, self._began, self._thread_changes = writes, time.monotonic(), thread_change_count()
         self.state: dict[str, Any] = {"started": now(), "seconds": {}}
         self._earlier = 0.0
         if writes:
@@ -140,7 +141,7 @@ class RunFolder:
         whole = {
             "verb": self.verb, "command": self.command, "config": self.config,
             "started": self.state["started"], "finished": now(), "seconds": self.state["seconds"],
-            "machine": machine(), **record,
+            "machine": machine(), "thread_changes": thread_change_count() - self._thread_changes, **record,
         }  # fmt: skip
         write_json(folder / RECORD, whole)
         return whole

@@ -19,12 +19,13 @@ from mobilefit.data import ClassificationData, Preset
 from mobilefit.data.detection import DetectionData
 from mobilefit.data.segmentation import SegmentationData
 from mobilefit.data.splits import stratified
-from mobilefit.device import Latency, LatencyTable, Phone
+from mobilefit.device import Latency, LatencyTable, Phone, Protocol
 from mobilefit.errors import InputError
 from mobilefit.jobs.model import Exported, int8_for_timing, value_of
 from mobilefit.nn import Network, load_network
 from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
+from mobilefit.runtime import StopRule
 from mobilefit.train import (
     BEST,
     CHECKPOINT,
@@ -42,6 +43,8 @@ MARGIN = 0.02
 """How far under the budget NetAdapt's estimate goes, so that the exported file meets it too."""
 NARROWEST = 8
 PASSES = 3
+PASS_RULE = StopRule(max_seconds=2.0)
+"""Of a pass. Where a neighbour keeps medians from settling, this time runs out for every file."""
 SHOWN_MISTAKES = 12
 
 
@@ -139,21 +142,28 @@ def last_step(folder: Path, seed_network: Network) -> Network:
 # ---- latency; here, or on the phone that is given
 
 
-def side_by_side(blobs: Sequence[bytes], phone: Phone | None = None) -> list[Latency]:
+def side_by_side(
+    blobs: Sequence[bytes], phone: Phone | None = None, rule: StopRule = PASS_RULE
+) -> list[Latency]:
     """Latency of files in turns, the fastest of three passes each.
 
     A pass lasts about a second, and a shared machine can be slow for that long: the slowest of three
     would be the neighbours' doing, not the network's. A phone measures in rounds, and has no neighbours.
+
+    Args:
+        rule: of a pass: on a busy machine no median settles, and the rule's time runs out for every file.
     """
     if phone is not None:
         return phone.measure_many(blobs)
-    passes = [device.measure_many(blobs) for _ in range(PASSES)]
+    passes = [device.measure_many(blobs, Protocol(rule=rule)) for _ in range(PASSES)]
     return [min(found, key=lambda latency: latency.median_ms) for found in zip(*passes, strict=True)]
 
 
-def measured(specs: Sequence[NetSpec], phone: Phone | None = None) -> list[Latency]:
+def measured(
+    specs: Sequence[NetSpec], phone: Phone | None = None, rule: StopRule = PASS_RULE
+) -> list[Latency]:
     """End-to-end latency of int8 networks side by side; weights do not matter."""
-    return side_by_side([int8_for_timing(spec) for spec in specs], phone)
+    return side_by_side([int8_for_timing(spec) for spec in specs], phone, rule)
 
 
 def pixels(spec: NetSpec) -> str:

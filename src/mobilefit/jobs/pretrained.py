@@ -243,6 +243,13 @@ def _normalisation(
     known = _preset(found.saved, found.name) or usual
     if found.layout == "mobilefit":
         return known.mean, known.std, []
+    if found.spec.padding == "torch":  # no tf_ model has these layers: padding and epsilon are certain
+        published = hub.model("timm", found.spec)
+        assert published is not None
+        return published.mean, published.std, [
+            f"timm's layout does not tell the normalisation, which is taken to be that of {published.title}; "
+            f"for another say timm:NAME={found.name}"
+        ]
     return usual.mean, usual.std, [
         "timm's layout does not tell padding and normalisation, which are taken to be TensorFlow's "
         f"(timm's tf_ models); for others say timm:NAME={found.name}"

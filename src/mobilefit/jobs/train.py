@@ -79,6 +79,7 @@ class TrainConfig(Overrides):
     devices: int = option(1, help="processes on this machine, one a device; torchrun brings its own number")
     nodes: int = option(1, help="machines")
     workers: int | None = option(None, help="processes that prepare images (default: with a GPU, one a core)")
+    threads: int | None = option(None, help="CPU threads (default: all cores, fewer while other work takes them)")
     checkpoint_every: int | None = option(None, help="steps between checkpoints (default: an epoch)")
     keep: int = option(1, help="how many checkpoints are kept, the last ones")
     find_lr: bool = option(False, help="only look for a learning rate: 100 steps, nothing is kept")
@@ -208,7 +209,7 @@ class _Job:
             steps=config.steps, out=run.path, resume=resume, keep=config.keep,
             checkpoint_every=config.checkpoint_every, fabric=self.fabric, workers=config.workers,
             progress=self.voice.label(f"training {self.network.spec.name}"),
-            teacher=self._teacher(), board=_board(config, self.recipe, self.fabric),
+            teacher=self._teacher(), board=_board(config, self.recipe, self.fabric), threads=config.threads,
         )  # fmt: skip
 
     def _teacher(self) -> Any:
@@ -219,8 +220,6 @@ class _Job:
             config.teacher, self.preset, self.data.classes, side=config.teacher_resolution,
             quiet=self.voice.quiet,
         )  # fmt: skip
-        if self.kind.task != "classify":
-            return teacher  # the task refuses it
         if problem := distillation.problem_with(self.recipe):
             if config.teacher_cache is not None:
                 raise InputError(f"--teacher-cache: {problem}, so the teacher's answers cannot be kept", "leave it out")
@@ -231,6 +230,7 @@ class _Job:
 
     def _record(self, fitted: FitResult, found: Any) -> dict[str, Any]:
         config, spec = self.config, self.network.spec
+        (_, first), *changes = fitted.thread_counts
         cost = spec.cost()
         row = {"label": spec.name, "kind": "seed", "seed": config.seed,
                "accuracy_float": self.kind.value(found), "params": cost.params, "madds": cost.madds}  # fmt: skip
@@ -242,6 +242,7 @@ class _Job:
                 "images_per_second": fitted.images_per_second, "best": fitted.best,
                 "replaced": list(getattr(self.data.train, "replaced", ())), "weights": self.start.note,
                 "teacher": config.teacher, "result": config.final,
+                "threads": first, "thread_changes": [{"step": step, "threads": count} for step, count in changes],
                 "device": str(self.fabric.device), "processes": self.fabric.world_size,
             },
             "final_spec": spec.to_dict(), "results": [row],
@@ -275,7 +276,7 @@ def _check(config: TrainConfig) -> None:
     lab.check_positive(
         width=config.width, resolution=config.resolution, columns=config.columns, steps=config.steps,
         teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices,
-        nodes=config.nodes, keep=config.keep,
+        nodes=config.nodes, keep=config.keep, threads=config.threads,
     )  # fmt: skip
     if config.teacher_resolution is not None and config.teacher is None:
         raise InputError("--teacher-resolution is for a teacher", "name one with --teacher")
@@ -288,9 +289,18 @@ def _check(config: TrainConfig) -> None:
     if config.tensorboard:
         tensorboard.require()
     kind = kind_of(config)
+    if kind.task != "classify" and (refused := _distillation_option(config)):
+        raise InputError(f"{refused} is for classification, not for --task {kind.task}", f"leave {refused} out")
     if config.ignore_label and kind.task != "segment":
         raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
     _overridden(_named(config, kind), config)
+
+
+def _distillation_option(config: TrainConfig) -> str | None:
+    """The option that asks for distillation, ``None`` without one."""
+    if config.teacher is not None:
+        return "--teacher"
+    return "--distillation" if _changes(config).get("distillation") else None
 
 
 def _named(config: TrainConfig, kind: Kind) -> Recipe:

@@ -21,16 +21,17 @@ from mobilefit.nn.weights import Saved, Trained, read_weights, trained, trained_
 def classifier_of(spec: NetSpec) -> NetSpec:
     """The classifier of the family whose rows a detector or segmenter has, in its widths: with the strides
     that dilation took the place of, the last layer and a head. Any other network is given a head alone."""
-    for base in FAMILY.values():
-        if len(base.blocks) != len(spec.blocks) or base.stem.act != spec.stem.act:
-            continue
-        if all(_bare(a, b) == _bare(b, a) for a, b in zip(base.blocks, spec.blocks)):
-            widths = zip(base.blocks, spec.blocks)
-            blocks = tuple(replace(own, expand=b.expand, out=b.out) for own, b in widths)
-            return replace(
-                spec, blocks=blocks, last=spec.last or base.last, head=base.head, name=base.name
-            )
-    return replace(spec, head=ClassifierHead())
+    alike = [
+        base for base in FAMILY.values()
+        if len(base.blocks) == len(spec.blocks) and base.stem.act == spec.stem.act
+        and all(_bare(a, b) == _bare(b, a) for a, b in zip(base.blocks, spec.blocks))
+    ]  # fmt: skip
+    if not alike:
+        return replace(spec, head=ClassifierHead())
+    # EfficientNet-Lite1 and Lite2 differ in widths alone
+    base = max(alike, key=lambda base: sum(a == b for a, b in zip(base.widths, spec.widths)))
+    blocks = tuple(replace(own, expand=b.expand, out=b.out) for own, b in zip(base.blocks, spec.blocks))
+    return replace(spec, blocks=blocks, last=spec.last or base.last, head=base.head, name=base.name)
 
 
 def read_backbone(
@@ -53,9 +54,10 @@ def read_backbone(
         saved, name = Saved(state=dict(source)), name or "the state dict"
     else:
         saved, name = read_weights(Path(source)), name or str(source)
-    hidden = 1 if any(key in saved.state for key in _HIDDEN) else None
+    hidden_norm = any(key in saved.state for key in _HIDDEN_NORM)
+    hidden = 1 if hidden_norm or any(key in saved.state for key in _HIDDEN) else None
     with torch.device("meta"):  # shapes alone
-        network = Network(replace(spec, head=ClassifierHead(hidden=hidden)))
+        network = Network(replace(spec, head=ClassifierHead(hidden=hidden, hidden_norm=hidden_norm)))
     found = trained(network, flattened(saved.state), name)
     own = saved.spec or found.spec
     return replace(
@@ -65,6 +67,8 @@ def read_backbone(
 
 _HIDDEN = ("head.hidden.weight", "classifier.3.weight", "conv_head.bias")
 """What a classifier with a hidden layer (V3) has: ours, torchvision's, timm's."""
+_HIDDEN_NORM = ("head.hidden.norm.weight", "norm_head.weight")
+"""What one with a normalised hidden layer (V4) has: ours, timm's."""
 
 
 def backbone_from(network: Network, found: Trained, *, new_classes: bool = False) -> str:

@@ -15,8 +15,8 @@ from mobilefit.nn.layers import ConvNormAct, MaxPool2d, SqueezeExcite
 class Row(nn.Sequential):
     """One row of the table; adds its input to its output where the row says so.
 
-    Its children are named as the layers of :meth:`NetSpec.cost`: ``expand``, ``depthwise``, ``se``,
-    ``project`` or ``conv``. Beside them is ``pool`` where the input is pooled before it is added.
+    Its children are named as the layers of :meth:`NetSpec.cost`: ``start``, ``expand``, ``depthwise``,
+    ``se``, ``project`` or ``conv``. Beside them is ``pool`` where the input is pooled before it is added.
     """
 
     def __init__(self, block: Block, inputs: int, spec: NetSpec) -> None:
@@ -34,9 +34,15 @@ class Row(nn.Sequential):
         elif block.op == "fused":
             self.expand = spatial(inputs, wide, act=block.act)
         else:
+            if block.start_kernel:
+                self.start = make(
+                    inputs, inputs, kernel=block.start_kernel, stride=block.start_stride, dilation=block.dilation,
+                    groups=inputs, act="none",
+                )  # fmt: skip
             if block.expand is not None:
                 self.expand = make(inputs, wide, act=block.act)
-            self.depthwise = spatial(wide, wide, groups=wide, act=block.act)
+            if block.kernel:
+                self.depthwise = spatial(wide, wide, groups=wide, act=block.act)
         if block.se is not None:
             self.se = SqueezeExcite(wide, reduced_width(block.se, wide, inputs), block.se)
         if block.op != "conv":

@@ -94,7 +94,8 @@ def fitted(head: Head, state: Mapping[str, Tensor]) -> Head:
     if isinstance(head, SegmentationHead):
         filters = width("head.project.conv", head.filters)
         return replace(head, filters=filters, num_classes=width("head.high", head.num_classes))
-    hidden = None if head.hidden is None else width("head.hidden", head.hidden)
+    layer = "head.hidden.conv" if head.hidden_norm else "head.hidden"
+    hidden = None if head.hidden is None else width(layer, head.hidden)
     return replace(head, hidden=hidden, num_classes=width("head.logits", head.num_classes))
 
 

@@ -46,6 +46,8 @@ _LARGE, _SMALL = arch.FAMILY["mobilenet_v3_large"], arch.FAMILY["mobilenet_v3_sm
 _V1, _V2 = arch.FAMILY["mobilenet_v1"], arch.FAMILY["mobilenet_v2"]
 _A1, _B1 = arch.FAMILY["mnasnet_a1"], arch.FAMILY["mnasnet_b1"]
 _SMALL_HALF = _SMALL.width(0.5)
+_LCNET = arch.FAMILY["lcnet"]
+_V4_SMALL, _V4_MEDIUM = arch.FAMILY["mobilenetv4_conv_small"], arch.FAMILY["mobilenetv4_conv_medium"]
 
 # The published networks whose tables are ours. Of several weights for one table the first is what
 # the hub's name alone stands for: of timm's MobileNetV3 those of TensorFlow (tf_), which are padded as
@@ -89,6 +91,16 @@ PUBLISHED: dict[Hub, dict[str, NetSpec]] = {
         "tf_efficientnet_lite2.in1k": arch.FAMILY["efficientnet_lite2"],
         "tf_efficientnet_lite3.in1k": arch.FAMILY["efficientnet_lite3"],
         "tf_efficientnet_lite4.in1k": arch.FAMILY["efficientnet_lite4"],
+        "lcnet_050.ra2_in1k": _LCNET.width(0.5),
+        "lcnet_075.ra2_in1k": _LCNET.width(0.75),
+        "lcnet_100.ra2_in1k": _LCNET,
+        "mobilenetv4_conv_small_050.e3000_r224_in1k": _V4_SMALL.width(0.5),
+        "mobilenetv4_conv_small.e2400_r224_in1k": _V4_SMALL,
+        "mobilenetv4_conv_small.e3600_r256_in1k": _V4_SMALL,
+        "mobilenetv4_conv_small.e1200_r224_in1k": _V4_SMALL,
+        "mobilenetv4_conv_medium.e500_r256_in1k": _V4_MEDIUM,
+        "mobilenetv4_conv_medium.e500_r224_in1k": _V4_MEDIUM,
+        "mobilenetv4_conv_medium.e250_r384_in12k_ft_in1k": _V4_MEDIUM,
     },
 }
 

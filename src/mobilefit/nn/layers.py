@@ -149,7 +149,7 @@ class Pixel(nn.Conv2d):
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excite (V3 paper 5.3): scales each channel by a gate seen over the whole map.
 
-    The V3 gate is a hard-sigmoid, MnasNet's a sigmoid; between the two layers is a ReLU.
+    MnasNet's gate is a sigmoid, the others' a hard-sigmoid; between the two layers is a ReLU.
     """
 
     def __init__(self, width: int, reduced: int, gate: Excite) -> None:
@@ -158,7 +158,7 @@ class SqueezeExcite(nn.Module):
         self.reduce = Pixel(width, reduced, 1)
         self.act = nn.ReLU(inplace=True)
         self.expand = Pixel(reduced, width, 1)
-        self.gate = nn.Hardsigmoid() if gate == "v3" else nn.Sigmoid()
+        self.gate = nn.Sigmoid() if gate == "mnasnet" else nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` to the same shape."""

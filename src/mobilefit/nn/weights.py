@@ -4,7 +4,8 @@ A layout is recognised by its keys. Rows are matched in order, so that a scaled 
 loads as well as a published one. With the weights come the constants that they were trained with:
 torchvision's are torch-padded, with its own batch norm epsilon, and our own files carry their spec;
 the network is switched to these. timm's layout does not tell: its ``tf_`` models are as our specs
-(``same``, 1e-3), its others want ``spec.padded("torch")`` and an epsilon of 1e-5. The package
+(``same``, 1e-3), its others want ``spec.padded("torch")`` and an epsilon of 1e-5, which a file of
+MobileNetV1, PP-LCNet or MobileNetV4 always gets, as timm has no ``tf_`` model of these. The package
 efficientnet-pytorch holds TensorFlow's weights, with TensorFlow's padding and epsilon.
 """
 
@@ -370,7 +371,9 @@ def _layout(
     if "backbone.stem.conv.weight" in state:
         return "mobilefit", lambda key: key, padding, eps
     if "conv_stem.weight" in state:
-        return "timm", _timm(network, state), padding, eps
+        if _has_tf_models(state):
+            return "timm", _timm(network, state), padding, eps
+        return "timm", _timm(network, state), "torch", 1e-5
     if "features.0.0.weight" in state:
         is_v3 = any(".block." in key for key in state)
         rename = _torchvision_v3(network) if is_v3 else _torchvision_v2(network)
@@ -477,19 +480,44 @@ _TIMM_SEPARABLE = _TIMM_INVERTED | {"bn1": "depthwise.norm", "conv_pw": "project
                                     "bn2": "project.norm"}  # fmt: skip
 
 
+_TIMM_FUSED = {"conv_exp": "expand.conv", "bn1": "expand.norm", "conv_pwl": "project.conv",
+               "bn2": "project.norm", "se.conv_reduce": "se.reduce", "se.conv_expand": "se.expand"}  # fmt: skip
+_TIMM_CONV = {"conv": "conv.conv", "bn1": "conv.norm"}
+_TIMM_UNIVERSAL = {
+    f"{theirs}.{part}": f"{ours}.{own}"
+    for theirs, ours in (("dw_start", "start"), ("pw_exp", "expand"), ("dw_mid", "depthwise"), ("pw_proj", "project"))
+    for part, own in (("conv", "conv"), ("bn", "norm"))
+}
+
+
+def _timm_block(state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+    """The renaming of one block's layers."""
+    for layer, names in (
+        ("pw_exp.conv", _TIMM_UNIVERSAL), ("conv_exp", _TIMM_FUSED), ("conv_pwl", _TIMM_INVERTED),
+        ("conv", _TIMM_CONV),
+    ):  # fmt: skip
+        if f"{prefix}{layer}.weight" in state:
+            return names
+    return _TIMM_SEPARABLE
+
+
 def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
     rows = _in_order(state, r"blocks\.(\d+)\.(\d+)\.")
-    hidden = "conv_head.bias" in state  # V3's hidden layer; V2's and MnasNet's last has a norm
-    head = {"conv_stem": "backbone.stem.conv", "bn1": "backbone.stem.norm",
-            "conv_head": "head.hidden" if hidden else "backbone.last.conv",
-            "bn2": "backbone.last.norm", "classifier": "head.logits"}  # fmt: skip
+    if "norm_head.weight" in state:
+        hidden = "head.hidden.conv"
+    else:  # V3's hidden layer has a bias; V2's and MnasNet's last convolution has a norm
+        hidden = "head.hidden" if "conv_head.bias" in state else "backbone.last.conv"
+    head = {"conv_stem": "backbone.stem.conv", "bn1": "backbone.stem.norm", "conv_head": hidden,
+            "norm_head": "head.hidden.norm", "bn2": "backbone.last.norm", "classifier": "head.logits"}  # fmt: skip
+    # V3's and V4's last 1x1 convolution is a stage of its own
+    last = next((prefix for prefix in [*rows][-1:] if f"{prefix}conv.weight" in state), None)
 
     def rename(key: str) -> str | None:
         if found := re.fullmatch(r"(blocks\.\d+\.\d+\.)([\w.]+)\.(\w+)", key):
             prefix, part = found[1], found[2]
-            if f"{prefix}conv.weight" in state:  # V3's last 1x1 convolution is a stage of its own
+            if prefix == last:
                 return f"backbone.last.{'conv' if part == 'conv' else 'norm'}.{found[3]}"
-            names = _TIMM_INVERTED if f"{prefix}conv_pwl.weight" in state else _TIMM_SEPARABLE
+            names = _timm_block(state, prefix)
             if part in names:
                 return f"backbone.blocks.{rows[prefix]}.{names[part]}.{found[3]}"
         elif (found := re.fullmatch(r"(\w+)\.(\w+)", key)) and found[1] in head:
@@ -497,6 +525,12 @@ def _timm(network: Network, state: Mapping[str, Tensor]) -> Rename:
         return key
 
     return rename
+
+
+def _has_tf_models(state: Mapping[str, Tensor]) -> bool:
+    """Whether timm has weights of these layers that TensorFlow trained (``tf_``): inverted bottlenecks
+    as in V3, and no batch norm in the head, which MobileNetV4 alone has."""
+    return any(key.endswith(".conv_pwl.weight") for key in state) and "norm_head.weight" not in state
 
 
 _EFFICIENTNET_BLOCK = {"_expand_conv": "expand.conv", "_bn0": "expand.norm",

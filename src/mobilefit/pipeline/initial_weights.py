@@ -43,13 +43,17 @@ class InitialWeights:
     larger_preset: Preset | None = None
     quiet: bool = True
 
-    def network(self, spec: NetSpec, source: str | None, seed: int) -> tuple[Network, Preset]:
+    def network(
+        self, spec: NetSpec, source: str | None, seed: int, whole: NetSpec | None = None
+    ) -> tuple[Network, Preset]:
         """A network and how images become its input.
 
         Args:
             spec: for the data's classes, at its size.
             source: pretrained weights, where no larger network of the run serves.
             seed: of what is fresh.
+            whole: the network that these weights are of, where ``spec`` is a narrower one: it begins with
+                the strongest channels.
 
         Raises:
             InputError: the weights cannot be had or are another network's.
@@ -58,6 +62,10 @@ class InitialWeights:
         if self.larger is not None and self.larger_preset is not None and covers(self.larger.spec, spec):
             preset = _normalised_as(usual, self.larger_preset)
             return adapt.transfer(self.larger, _trained_as(spec, self.larger.spec)), preset
+        if source is not None and whole is not None:
+            whole = whole.resolution(*spec.image_shape)
+            start = kinds.begun(self.task, whole, source, self.data, seed=seed, quiet=self.quiet)
+            return adapt.transfer(start.network, _trained_as(spec, start.network.spec)), start.preset
         start = kinds.begun(self.task, spec, source, self.data, seed=seed, quiet=self.quiet)
         return start.network, start.preset
 

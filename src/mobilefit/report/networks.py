@@ -61,7 +61,7 @@ def bars(spec: NetSpec) -> list[Bar]:
         if isinstance(row, Block) and row.has_residual(inputs):
             added = "pool skip" if row.skip == "pool" else "skip"
         found.append(Bar(
-            stage=size, size=f"{size}²" if size == columns else f"{size}×{columns}", kind=kind, words=f"{words} {row.kernel}×{row.kernel}", wide=wide, out=row.out,
+            stage=size, size=f"{size}²" if size == columns else f"{size}×{columns}", kind=kind, words=words, wide=wide, out=row.out,
             marks=("SE" if row.se else "", _act(row.act), added),
         ))  # fmt: skip
     if isinstance(spec.head, ClassifierHead) and spec.head.hidden is not None:
@@ -72,14 +72,19 @@ def bars(spec: NetSpec) -> list[Bar]:
 
 def _operator(row: Conv | Block, inputs: int) -> tuple[str, str, int | None]:
     """Kind, words, and channels of the wide part."""
+    side = f"{row.kernel}×{row.kernel}"
     if isinstance(row, Conv) or row.op == "conv":
-        return "conv", "conv", None
+        return "conv", f"conv {side}", None
     if row.op == "separable":
-        return "separable", "separable", None
+        return "separable", f"separable {side}", None
     if row.expand is None:
-        return "depthwise", "depthwise", None
-    kind = "mbconv" if row.op == "inverted" else "fused"
-    return kind, f"{kind}{row.expand / inputs:.3g}", row.expand
+        return "depthwise", f"depthwise {side}", None
+    ratio, start = f"{row.expand / inputs:.3g}", row.start_kernel
+    if row.op == "fused":
+        return "fused", f"fused{ratio} {side}", row.expand
+    if not row.kernel:
+        return "mbconv", f"convnext{ratio} {start}×{start}" if start else f"ffn{ratio}", row.expand
+    return "mbconv", f"extradw{ratio} {start}+{row.kernel}" if start else f"mbconv{ratio} {side}", row.expand
 
 
 def _act(name: str) -> str:

@@ -237,7 +237,7 @@ def _rows(spec: NetSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
         expand = row.expand if isinstance(row, Block) else None
         reduced = next((layer.reduced for layer in part.layers if layer.kind == "excite"), None)
         yield name, (
-            _map(part.layers[0], inputs), f"{_operator(row)} {row.kernel}×{row.kernel}{_dilation(row)}",
+            _map(part.layers[0], inputs), f"{_operator(row)}{_dilation(row)}",
             units.count(expand), units.count(row.out), units.count(reduced), _act(row.act),
             str(row.stride), units.count(part.params), units.millions(part.madds),
         )  # fmt: skip
@@ -279,7 +279,10 @@ def _act(name: str) -> str:
 
 def _operator(row: Conv | Block) -> str:
     names = {"inverted": "bottleneck", "fused": "fused bottleneck", "separable": "separable"}
-    return "conv" if isinstance(row, Conv) else names.get(row.op, row.op)
+    name = "conv" if isinstance(row, Conv) else names.get(row.op, row.op)
+    start = row.start_kernel if isinstance(row, Block) else 0
+    before = f"depthwise {start}×{start} + " if start else ""
+    return before + (f"{name} {row.kernel}×{row.kernel}" if row.kernel else "feed-forward")
 
 
 def steps_header(score: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mobilefit.cores import available_cores
 from mobilefit.errors import InputError
 from mobilefit.runtime.engines import LITERT, engine, runtime_version
 from mobilefit.runtime.results import Cost, Inspection, RuntimeCrash, StopRule, TimingSamples
@@ -224,11 +225,6 @@ def _end(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes
     process.kill()
     process.wait()
     log.close()
-
-
-def available_cores() -> set[int]:
-    """The cores that this process may run on; empty where the system cannot pin."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def check_pin(threads: int, core: int | None) -> None:

@@ -46,7 +46,8 @@ class BlockChoices:
     """Of its first layer; the others have 1."""
     op: tuple[str, ...]
     """``conv`` (k x k), ``depthwise`` (k x k depthwise, then 1x1), ``mbconvN`` (inverted bottleneck
-    whose expansion is N times its input)."""
+    whose expansion is N times its input), and MobileNetV4's with a starting depthwise convolution:
+    ``extradwN`` (k x k before the expansion and after it) and ``convnextN`` (before it alone)."""
     kernel: tuple[int, ...]
     se: tuple[SE, ...] = ("none",)
     """``mnasnet``: a ratio of 0.25 of the layer's input; ``v3``: a quarter of its wide part."""
@@ -244,7 +245,9 @@ class Space:
             rows += made
             width = made[-1].out
         rows += _tail_rows(tail, width)
-        head = replace(self.base.head, hidden=tail.hidden, act=tail.act)
+        own = self.base.classifier
+        norm = own.hidden_norm and tail.hidden is not None
+        head = replace(own, hidden=tail.hidden, hidden_norm=norm, act=tail.act)
         return replace(
             self.base, name=name, stem=stem.conv, blocks=tuple(rows), last=tail.last, head=head
         )
@@ -278,7 +281,7 @@ class Space:
             while end < stop and _continues(spec.blocks[end], row):
                 end += 1
             form = {
-                "op": _op_of(row, width), "kernel": row.kernel, "se": row.se or "none",
+                "op": _op_of(row, width), "kernel": row.kernel or row.start_kernel, "se": row.se or "none",
                 "skip": row.skip, "filters": row.out, "layers": end - start, "act": row.act,
             }  # fmt: skip
             if any(value not in getattr(block, choice) for choice, value in form.items()):
@@ -386,13 +389,14 @@ def _layers(form: Mapping[str, Any], stride: int, inputs: int) -> list[Block]:
     """The alike layers of a block; only the first has the stride."""
     rows = []
     for number in range(form["layers"]):
-        op, expand = form["op"], None
-        if op.startswith("mbconv"):
-            expand = int(op.removeprefix("mbconv")) * inputs
+        op, kernel, ratio = form["op"], form["kernel"], expansion(form["op"])
         rows.append(
             Block(
-                op="conv" if op == "conv" else "inverted", kernel=form["kernel"],
-                stride=stride if number == 0 else 1, expand=expand, out=form["filters"],
+                op="conv" if op == "conv" else "inverted",
+                start_kernel=kernel if op.startswith(("extradw", "convnext")) else 0,
+                kernel=0 if op.startswith("convnext") else kernel,
+                stride=stride if number == 0 else 1, expand=None if ratio is None else ratio * inputs,
+                out=form["filters"],
                 se=None if form["se"] == "none" else form["se"], act=form["act"], skip=form["skip"],
             )
         )
@@ -400,14 +404,26 @@ def _layers(form: Mapping[str, Any], stride: int, inputs: int) -> list[Block]:
     return rows
 
 
+def expansion(op: str) -> int | None:
+    """How many times its input a bottleneck expands, of its name in a space; ``None``: it is none."""
+    match = re.fullmatch(r"(?:mbconv|extradw|convnext)([1-9]\d?)", op)
+    return None if match is None else int(match[1])
+
+
 def _op_of(row: Block, inputs: int) -> str:
+    """The name of a row's operation in a space; one that no space has for rows of other kinds."""
     if row.op == "conv":
         return "conv"
     if row.op != "inverted":
         return row.op
     if row.expand is None:
         return "depthwise"
-    return f"mbconv{row.expand // inputs}" if row.expand % inputs == 0 else "mbconv?"
+    kind = "mbconv"
+    if row.start_kernel:
+        kind = "extradw" if row.kernel == row.start_kernel else "extradw?" if row.kernel else "convnext"
+    elif not row.kernel:
+        kind = "ffn"
+    return f"{kind}{row.expand // inputs}" if row.expand % inputs == 0 else f"{kind}?"
 
 
 def _continues(row: Block, first: Block) -> bool:
@@ -531,8 +547,8 @@ def _option_problem(choice: str, option: Any) -> str:
         good = type(option) is int and option >= 1 and option % 2 == 1
         return "" if good else f"{option!r} is not an odd size"
     if choice == "op":
-        known = ("conv", "depthwise", "mbconv3", "mbconv6")
-        if option in known or re.fullmatch(r"mbconv[1-9]\d?", str(option)):
+        known = ("conv", "depthwise", "mbconv3", "mbconv6", "extradw4", "convnext4")
+        if option in known or expansion(str(option)) is not None:
             return ""
         return str(unknown("operation", str(option), known))
     kinds: dict[str, Any] = {"se": SE, "skip": Skip, "act": Activation}

@@ -32,7 +32,7 @@ from mobilefit.data import ImageSet, Preset, batches
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
-from mobilefit.search.space import CHOICES, Space
+from mobilefit.search.space import CHOICES, Space, expansion
 from mobilefit.search.strategy import Tokens
 from mobilefit.train import Recipe, Stepper, fit
 
@@ -161,7 +161,8 @@ def _keys(space: Space, path: Sequence[int], network: Network) -> dict[str, tupl
 
 def _row_key(spec: NetSpec, row: int, places: Sequence[tuple[str, int]]) -> str:
     """Rows of a place that differ in kind share nothing; nor does what is added to an input with what
-    stands alone."""
+    stands alone. Bottlenecks share what they have in common, whichever depthwise convolutions they have, as
+    in MobileNetV4's search (arXiv 2404.10518, section 4)."""
     block, (where, layer) = spec.blocks[row], places[row]
     kind = "depthwise" if block.op == "inverted" and block.expand is None else block.op
     added = "added" if block.has_residual(spec.widths[row]) else "alone"
@@ -183,8 +184,7 @@ def anchor(space: Space) -> Tokens:
     """A wide path of the usual kind: bottlenecks, large kernels, squeeze-and-excite, identity."""
     wanted: dict[str, Any] = {"stem": 0, "tail": 0}
     for index, block in enumerate(space.blocks):
-        bottlenecks = [op for op in block.op if op.startswith("mbconv")]
-        op = max(bottlenecks, key=lambda op: int(op[6:])) if bottlenecks else block.op[0]
+        op = max(block.op, key=lambda op: expansion(op) or 0)
         skip = "identity" if "identity" in block.skip else block.skip[0]
         form = (op, max(block.kernel), block.se[-1], skip, max(block.filters), max(block.layers),
                 block.act[-1])  # fmt: skip

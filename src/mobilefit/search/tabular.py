@@ -36,7 +36,7 @@ import numpy.typing as npt
 from mobilefit.arch import Block, Conv, NetSpec
 from mobilefit.arch.cost import Layer
 from mobilefit.search.reward import Reward
-from mobilefit.search.space import CHOICES, Space, Tail
+from mobilefit.search.space import CHOICES, Space, Tail, expansion
 from mobilefit.search.strategy import Tokens
 
 # ---- latency, fitted by hand to 78 ms for MnasNet-A1 (which leaves MobileNetV2 at 73.5; paper: 75)
@@ -295,8 +295,9 @@ class Tabular:
     def _block_points(self, index: int, form: dict[str, Any]) -> float:
         """What a form would be worth if all blocks had it, beside an MBConv3 3x3 of middle size."""
         block, op = self.space.blocks[index], str(form["op"])
-        expansion = EXPANSION[op] if op in EXPANSION else float(op.removeprefix("mbconv"))
-        points: float = POINTS["expand"] * math.log2(expansion / 3)
+        ratio = EXPANSION[op] if op in EXPANSION else expansion(op)
+        assert ratio is not None
+        points: float = POINTS["expand"] * math.log2(ratio / 3)
         points += POINTS["kernel"] * (form["kernel"] - 3) / 2
         points += POINTS["se"] * (form["se"] != "none")
         points += POINTS["act"] * (form["act"] == "hard_swish")

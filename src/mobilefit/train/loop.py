@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from mobilefit.cores import CoreUsage, recent_usage
 from mobilefit.data import Preset, by_workers
 from mobilefit.data.images import worker_count
 from mobilefit.errors import InputError
+from mobilefit.progress import Voice
 from mobilefit.runs import write_atomic
 from mobilefit.train.checkpoint import CHECKPOINT, Identity
 from mobilefit.train.classify import Classify
@@ -26,6 +29,7 @@ from mobilefit.train.ranks import open_fabric
 from mobilefit.train.recipe import Recipe
 from mobilefit.train.run import METRICS, Board, FitResult, Run
 from mobilefit.train.task import Task
+from mobilefit.train.threads import AdaptiveThreads
 from mobilefit.train.trainer import Trainer, borrowed, prepare
 
 MOST_WORKERS = 16
@@ -52,12 +56,13 @@ def fit(
     progress: str | None = None,
     teacher: Teacher | SoftTargets | None = None,
     board: Callable[[int], Board] | None = None,
+    threads: int | None = None,
 ) -> FitResult:
     """Train a network in place.
 
     Everything random comes from ``seed`` and the step's number, so that a run which was stopped
     and resumed takes the same steps as one that was not: on a CPU, with the same number of
-    threads and processes, bit for bit. The caller's random state is left alone.
+    processes and of threads at every step (``threads``, ``FitResult.thread_counts``), bit for bit. The caller's random state is left alone.
 
     Args:
         net: float [N, 3, H, W] to what the task wants, logits [N, k] say. At the end it holds the averaged weights if the
@@ -84,6 +89,8 @@ def fit(
         teacher: for a recipe with distillation: a :class:`SoftTargets`, which sees the same crops at its own
             resolution; or a callable, from the student's batch, mixed if the recipe mixes, to logits [n, K].
         board: from the step that is done to something that is told every row after it.
+        threads: CPU threads of torch; ``None``: as many as torch has, and fewer while other processes take the cores
+            and fewer are faster (:class:`AdaptiveThreads`), in one process on a CPU, without ``recipe.compile``.
 
     Raises:
         InputError: a recipe with distillation and no teacher, labels that the network has no output
@@ -102,7 +109,10 @@ def fit(
     if isinstance(teacher, SoftTargets):
         task, teacher = distillation_task(task, teacher, train_set, preset, recipe, seed, fabric), None
     folder = _open_folder(out, resume, keep) if fabric.is_global_zero or resume else out
-    with borrowed(net, recipe, fabric), freed_memory_kept(fabric.device.type == "cpu"):
+    log = Voice(quiet=progress is None or not fabric.is_global_zero)
+    _warn_of_busy_cores(log, fabric)
+    adaptive = AdaptiveThreads(threads, adapt=_may_adapt(recipe, fabric), report=log)
+    with borrowed(net, recipe, fabric), freed_memory_kept(fabric.device.type == "cpu"), adaptive:
         objective = task.objective(net, train_set, recipe, teacher, fabric.device)
         trainer = Trainer(fabric, net, recipe, plan, seed, objective)
         run = Run(
@@ -115,6 +125,7 @@ def fit(
             keep=keep,
             workers=_workers(workers, fabric),
             identity=_identity(net, train_set, preset, recipe, plan, seed, fabric, task),
+            threads=adaptive,
         )
         if resume:
             run.resume()
@@ -145,6 +156,25 @@ def _require_parts(recipe: Recipe, fabric: Fabric) -> None:
             f"x {recipe.accumulate} parts of two images or more",
             f"choose a --batch-size that {parts} divides, {2 * parts} or more",
         )
+
+
+_last_warning: CoreUsage | None = None
+
+
+def _warn_of_busy_cores(log: Voice, fabric: Fabric) -> None:
+    """Log a line where other work takes cores; once a sample, which many short trainings may share."""
+    global _last_warning
+    if log.quiet or fabric.device.type != "cpu" or fabric.world_size > 1:  # the other processes are no other work
+        return
+    usage = recent_usage()
+    if usage is not None and usage is not _last_warning and usage.message is not None:
+        _last_warning = usage
+        log(usage.message)
+
+
+def _may_adapt(recipe: Recipe, fabric: Fabric) -> bool:
+    """Whether the number of threads may change: compiled kernels are made for one number."""
+    return fabric.device.type == "cpu" and fabric.world_size == 1 and not recipe.compile
 
 
 def _workers(wanted: int | None, fabric: Fabric) -> int:
@@ -204,13 +234,13 @@ class Stepper:
     """A training whose caller takes the steps, and may do other things in between.
 
     Args:
-        net, train_set, preset, recipe, steps, seed, accelerator, task: as of :func:`fit`; the network stays in
+        net, train_set, preset, recipe, steps, seed, accelerator, task, threads: as of :func:`fit`; the network stays in
             training mode on the accelerator's device.
     """
 
     def __init__(
         self, net: nn.Module, train_set: Any, *, preset: Preset, recipe: Recipe, steps: int,
-        seed: int = 0, accelerator: str = "auto", task: Task = CLASSIFY,
+        seed: int = 0, accelerator: str = "auto", task: Task = CLASSIFY, threads: int | None = None,
     ) -> None:  # fmt: skip
         recipe = _batch_within(recipe, len(train_set))
         plan = plan_for(train_set, recipe, steps, None)
@@ -219,6 +249,7 @@ class Stepper:
         objective = task.objective(net, train_set, recipe, None, fabric.device)
         self._trainer = Trainer(fabric, net, recipe, plan, seed, objective)
         self._feed = task.feed(train_set, preset, recipe, seed=seed)
+        self._threads = AdaptiveThreads(threads, adapt=_may_adapt(recipe, fabric))
         self._batches: Iterator[tuple[Tensor, Any]] | None = None
 
     def step(self, lr: float | None = None) -> float:
@@ -233,8 +264,17 @@ class Stepper:
         if self._batches is None:
             done = self._trainer.done
             self._batches = by_workers(self._feed, range(done, max(done + 1, self._trainer.plan.steps)), 0)
-        with torch.random.fork_rng(devices=[]):
-            return self._trainer.step(*next(self._batches), lr=lr)
+        images, targets = next(self._batches)
+        with torch.random.fork_rng(devices=[]), self._threads:
+            began = time.perf_counter()
+            loss = self._trainer.step(images, targets, lr=lr)
+            self._threads.after_step(self._trainer.recipe.batch_size, time.perf_counter() - began)
+        return loss
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the next step."""
+        return self._threads.count
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and the number of steps."""

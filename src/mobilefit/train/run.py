@@ -27,6 +27,7 @@ from mobilefit.train.checkpoint import (
 from mobilefit.train.interrupts import Interrupts
 from mobilefit.train.ranks import total
 from mobilefit.train.task import Feed, Targets, Task
+from mobilefit.train.threads import AdaptiveThreads
 from mobilefit.train.trainer import Trainer, TrainingDiverged
 
 METRICS = "metrics.jsonl"
@@ -50,7 +51,11 @@ class FitResult:
     """Mean training loss since the last but one row of the history; NaN without any row."""
     history: tuple[dict[str, float], ...]
     """The rows of ``metrics.jsonl``: step, epoch, loss, lr, images_per_s, data_wait (share of the time
-    that the network waited for images); with validation what the task tells: val_top1, val_loss."""
+    that the network waited for images), on a CPU threads (at the row's end); with validation what the task
+    tells: val_top1, val_loss."""
+    thread_counts: tuple[tuple[int, int], ...] = ()
+    """(steps done, CPU threads from there on), the beginning and every change of the whole run. Only a run with the
+    same ones has the same bits."""
     score: str = "val_top1"
     """The number of a row that tells how good the network is."""
 
@@ -73,12 +78,14 @@ class Run:
     keep: int
     workers: int
     identity: Identity
+    threads: AdaptiveThreads
     board: Board | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     _window: Window = field(default_factory=lambda: Window())
     _images: int = 0
     _seconds: float = 0.0
     _earlier: float = 0.0
+    _thread_counts: list[tuple[int, int]] = field(default_factory=list)
     _began: float = field(default_factory=time.perf_counter)
 
     def resume(self) -> None:
@@ -89,6 +96,7 @@ class Run:
             self.trainer.load_state_dict(state)
             self._window.losses, self._window.steps = state["window"]
             self._earlier = float(state["seconds"])
+            self._thread_counts = [(done, threads) for done, threads in state.get("thread_counts", [])]
         rows = read_jsonl(self.folder / METRICS)
         self.history = [row for row in rows if row["step"] <= self.trainer.done]
         if self.trainer.fabric.is_global_zero:
@@ -97,6 +105,7 @@ class Run:
     def finish(self, label: str | None) -> FitResult:
         """Take the steps that are left."""
         trainer = self.trainer
+        self._note_threads()
         size = trainer.recipe.batch_size
         several = trainer.fabric.world_size > 1
         agree = (lambda wanted: total(trainer.fabric, wanted)[0] > 0) if several else None
@@ -119,6 +128,7 @@ class Run:
             loss=self.history[-1]["loss"] if self.history else math.nan,
             history=tuple(self.history),
             score=self.task.score,
+            thread_counts=tuple(self._thread_counts),
         )
 
     def _steps(self, interrupts: Interrupts, bar: Progress) -> None:
@@ -139,9 +149,15 @@ class Run:
                 taken, count = time.perf_counter() - marked, trainer.recipe.batch_size
                 self._window.add(loss, count, taken, waited)
                 self._images, self._seconds = self._images + count, self._seconds + taken
+                self.threads.after_step(count, taken - waited)
+                self._note_threads()
                 bar.update(count)
                 self._record(lr, bar)
             marked = time.perf_counter()
+
+    def _note_threads(self) -> None:
+        if not self._thread_counts or self._thread_counts[-1][1] != self.threads.count:
+            self._thread_counts.append((self.trainer.done, self.threads.count))
 
     def _step(self, images: Tensor, targets: Targets, feed: Feed) -> float:
         try:
@@ -189,6 +205,8 @@ class Run:
             "images_per_s": round(self._window.rate, 1),
             "data_wait": round(self._window.waiting, 4),
         }
+        if self.trainer.fabric.device.type == "cpu":
+            row["threads"] = self.threads.count
         self._window = Window()
         if self.validation is not None and plan.is_validation(done):
             self.trainer.require_finite()
@@ -214,7 +232,8 @@ class Run:
             keep_earlier(self.folder, self.keep)
             save_checkpoint(
                 self.folder / CHECKPOINT, self.identity,
-                {**self.trainer.state_dict(), "window": window, "seconds": self._total_seconds},
+                {**self.trainer.state_dict(), "window": window, "seconds": self._total_seconds,
+                 "thread_counts": self._thread_counts},
             )  # fmt: skip
 
     @property

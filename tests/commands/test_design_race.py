@@ -1,0 +1,182 @@
+"""The race of ``mobilefit design``: sizes, networks and budgets, on a device that always takes the same time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import small
+from jobs.small import SPEC, World, make_images, milliseconds, record, run
+
+from mobilefit.arch import ClassifierHead, Conv, NetSpec
+from mobilefit.jobs.model import int8_for_timing
+from mobilefit.nn import load_network
+from mobilefit.runs import read_json
+
+Refusal = Callable[..., str]
+NETWORK = replace(
+    SPEC, name="wide", input_size=64, last=Conv(out=256), head=ClassifierHead(num_classes=3)
+)
+"""With a head that is far too wide for three classes."""
+
+
+def latency(size: int, network: NetSpec = NETWORK) -> float:
+    return milliseconds(int8_for_timing(network.resolution(size)))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough for 64 px."""
+    return make_images(tmp_path_factory.mktemp("large") / "shades", size=(80, 70))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "wide.json"
+    path.write_text(NETWORK.to_json())
+    return path
+
+
+def words(images: Path, out: Path, latency: str, **changes: object) -> list[str]:
+    options = {"latency": latency, "epochs": 1, "shrink": "none", "max_drop": 100, "out": out, **changes}
+    found = ["design", str(images)]
+    for name, value in options.items():
+        found += [f"--{name.replace('_', '-')}", str(value)]
+    return [*found, "--quiet"]
+
+
+def race(folder: Path) -> list[dict[str, Any]]:
+    rungs: list[dict[str, Any]] = record(folder)["race"]
+    return rungs
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A budget between the latencies at 48 and 56 px, where 56 px with a narrower head would do."""
+    out = tmp_path_factory.mktemp("race") / "run"
+    budget = f"{latency(56) * 0.999:.6f}ms"
+    with pytest.MonkeyPatch.context() as patch:
+        small.hold_steady(patch.setattr)
+        assert run(*words(images, out, budget, seed_network=network)) == 0
+    return out
+
+
+def test_every_size_and_head_within_the_budget_races(finished: Path) -> None:
+    names = {standing["name"] for standing in race(finished)[0]["standings"]}
+    assert names == {"wide 48 px", "wide_head128 56 px"}
+    for rung in race(finished):
+        assert all(s["latency_ms"] <= record(finished)["budget_ms"] for s in rung["standings"])
+
+
+def test_the_result_is_taught_by_a_larger_network_that_does_not_ship(finished: Path) -> None:
+    made = record(finished)
+    larger = next(row for row in made["results"] if row["kind"] == "seed")
+    assert made["plan"]["taught"] and larger["latency"]["median_ms"] > made["budget_ms"]
+    assert made["final"]["kind"] != "seed"
+    assert made["final"]["latency"]["median_ms"] <= made["budget_ms"]
+    network = load_network(finished / "model.safetensors")
+    assert network.spec == NetSpec.from_dict(made["final_spec"])
+
+
+def test_what_a_user_could_do_by_hand_stands_beside_it(finished: Path) -> None:
+    made = record(finished)
+    kinds = [row["kind"] for row in made["results"]]
+    assert kinds.count("width") == 1 and kinds.count("resolution") == 1
+    verdict = made["verdict"]
+    assert verdict["label"] == made["final"]["label"]
+    against = {row["kind"] for row in verdict["against"]}
+    assert against == {"width", "resolution"} - {made["final"]["kind"]}
+    assert all(row["error"] >= 0 for row in verdict["against"])
+
+
+def test_several_budgets_share_the_larger_network(
+    images: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.hold_steady(monkeypatch.setattr)
+    out, first, second = tmp_path / "run", latency(40) * 1.1, latency(48) * 1.1
+    budgets = f"{first:.6f}ms,{second:.6f}ms"
+    assert run(*words(images, out, budgets, seed_network=network)) == 0
+    made = record(out)
+    assert len(made["designs"]) == 2
+    for name, budget_ms in zip(made["designs"], (first, second)):
+        own = read_json(out / name / "record.json")
+        assert own["final"]["latency"]["median_ms"] <= budget_ms * 1.001
+        assert {"model_int8.tflite", "model_float32.tflite", "report.html"} <= {p.name for p in (out / name).iterdir()}
+    assert [path.name for path in (out / "train").glob("seed-*")] == ["seed-0"]
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("budgets", "part"),
+    [
+        ("2ms,1ms", "out of order"),
+        ("1ms,1ms", "twice"),
+        ("1ms,50%", "mixes"),
+        ("1ms,", "no latency"),
+        ("1ms,-2ms", "-2ms"),
+    ],
+)
+def test_bad_lists_of_budgets(
+    budgets: str, part: str, images: Path, network: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    said = refused(*words(images, tmp_path / "run", budgets, seed_network=network))
+    assert part in said or "not a latency" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_from_scratch_the_family_races(
+    world: World, tmp_path: Path, steady: None
+) -> None:
+    """Without a network and without weights: the family's networks and widths, at small sizes."""
+    out = tmp_path / "run"
+    assert run(*words(world.images, out, "120%", weights="none", resolution=32)) == 0
+    first = race(out)[0]["standings"]
+    assert len(first) >= 3 and len({s["name"] for s in first}) == len(first)
+    assert not any(s["pretrained"] for s in first)
+    assert record(out)["final"]["latency"]["median_ms"] <= record(out)["budget_ms"]
+
+
+def test_a_race_killed_anywhere_has_the_same_winner(
+    finished: Path, images: Path, network: Path, tmp_path: Path
+) -> None:
+    budget = f"{latency(56) * 0.999:.6f}ms"
+    out = tmp_path / "run"
+    stops = [
+        "mobilefit.pipeline.race:append_jsonl:1",  # after the first candidate's training, before its row
+        "mobilefit.pipeline.race:append_jsonl:2",
+        "mobilefit.train.run:save_checkpoint:3",  # while the larger network trains
+        "mobilefit.jobs.lab:write_atomic:1",  # while files are written
+        "",
+    ]
+    for stop in stops:
+        done = subprocess.run(
+            [sys.executable, str(Path(small.__file__).with_name("steady.py")),
+             *words(images, out, budget, seed_network=network)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "STOP": stop, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == (-signal.SIGKILL if stop else 0), done.stderr
+    again, whole = record(out), record(finished)
+    assert again["final_spec"] == whole["final_spec"]
+    assert [[s["name"] for s in rung["standings"]] for rung in race(out)] == [
+        [s["name"] for s in rung["standings"]] for rung in race(finished)
+    ]
+
+
+def test_a_teacher_of_ones_own(
+    world: World, images: Path, network: Path, finished: Path, tmp_path: Path, steady: None, refused: Refusal
+) -> None:
+    budget = f"{latency(48) * 1.05:.6f}ms"
+    teacher = finished / "train" / "seed-0" / "model.safetensors"
+    options = {"seed_network": network, "resolution": 48, "teacher": teacher}
+    assert run(*words(images, tmp_path / "run", budget, **options)) == 0
+    assert record(tmp_path / "run")["plan"]["taught"]
+    said = refused(*words(images, tmp_path / "other", budget, **{**options, "teacher": "nowhere.safetensors"}))
+    assert "nowhere.safetensors" in said
