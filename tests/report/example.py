@@ -181,6 +181,97 @@ def write_run(folder: Path, content: Record | None = None) -> Path:
     return folder
 
 
+# ---- a design that raced
+
+
+def standing(name: str, loss: float, score: float, **changes: Any) -> Record:
+    """A candidate after a rung."""
+    return {
+        "name": name, "origin": "family", "spec_id": name.replace(" ", "")[:12], "latency_ms": 0.4,
+        "pretrained": True, "score": score, "loss": loss, "behind": 0.0, "error": 0.0, "survives": True,
+        **changes,
+    }  # fmt: skip
+
+
+def race() -> list[Record]:
+    """Three rungs: frozen features, short trainings, and finals with a shrunk network beside."""
+    return [
+        {"rung": "probe", "what": "frozen features", "standings": [
+            standing("mobilenet_v2 64 px", 0.612, 0.74, latency_ms=0.403),
+            standing("mobilenet_v3_small 96 px", 0.655, 0.713, behind=0.043, error=0.0112, latency_ms=0.418),
+            standing("mnasnet_a1 48 px", 0.83, 0.62, behind=0.218, error=0.0201, survives=False),
+        ]},
+        {"rung": "rung_1", "what": "short trainings (2.0 epochs)", "standings": [
+            standing("mobilenet_v3_small 96 px", 0.51, 0.8),
+            standing("mobilenet_v2 64 px", 0.5204, 0.797, behind=0.0104, error=0.009),
+        ]},
+        {"rung": "rung_2", "what": "finals (5.0 epochs, taught)", "standings": [
+            standing("mobilenet_v3_small_adapted 112 px", 0.401, 0.861, origin="shrunk", pretrained=False),
+            standing("mobilenet_v3_small 96 px", 0.4222, 0.853, behind=0.0212, error=0.0074, survives=False),
+        ]},
+    ]  # fmt: skip
+
+
+def against(kind: str, points: float | None, error: float | None = 0.6, label: str = "") -> Record:
+    """A comparison with what a user could do by hand."""
+    labels = {"resolution": "mobilenet_v2 48 px", "width": "mobilenet_v2_0.6"}
+    return {
+        "kind": kind, "label": label or labels.get(kind, kind), "points": points, "error": error, "seeds": 1
+    }  # fmt: skip
+
+
+def raced_record() -> Record:
+    """``record.json`` of a design that raced the family, and exported what NetAdapt made."""
+    content = record()
+    rows = [
+        ("mobilenet_v3_small 128 px", "seed", 0.81, 0.902, seed_spec().resolution(128)),
+        ("adapted", "adapted", 0.412, 0.884, final_spec()),
+        ("mobilenet_v3_small 88 px", "resolution", 0.409, 0.871, seed_spec().resolution(88)),
+        ("mobilenet_v3_small_0.62", "width", 0.415, 0.842, seed_spec().width(0.62)),
+    ]
+    return content | {
+        "race": race(), "reference_ms": 0.585, "plan": {"taught": True},
+        "seed_spec": seed_spec().resolution(128).to_dict(), "reference_spec": seed_spec().to_dict(),
+        "results": [
+            {"label": label, "kind": kind, "seed": 0, "latency": latency(ms), "accuracy_int8": accuracy,
+             "accuracy_float": accuracy + 0.003, "params": net.cost().params, "madds": net.cost().madds}
+            for label, kind, ms, accuracy, net in rows
+        ],
+        "verdict": {"kind": "adapted", "label": "adapted", "against": [
+            against("resolution", 1.3, 0.62, "mobilenet_v3_small 88 px"),
+            against("width", 4.2, 1.2, "mobilenet_v3_small_0.62"),
+        ]},
+        "final": content["final"] | {"label": "adapted", "kind": "adapted"},
+    }  # fmt: skip
+
+
+def write_budgets(folder: Path) -> Path:
+    """A design for two budgets: a folder and a record of each, and one above them."""
+    lower, higher = raced_record(), raced_record()
+    lower["budget_ms"], higher["budget_ms"] = 0.25, BUDGET
+    for row in (*lower["results"], lower["final"]):
+        row["latency"] = latency(0.6 * row["latency"]["median_ms"])
+        row["accuracy_int8"] -= 0.05
+    lower["verdict"] = {"kind": "resolution", "label": "mobilenet_v3_small 88 px", "against": [
+        against("width", -0.4, 0.9, "mobilenet_v3_small_0.62"),
+    ]}  # fmt: skip
+    lower["final"] |= {"label": "mobilenet_v3_small 88 px", "kind": "resolution"}
+    records = {"0.25ms": lower, "0.42ms": higher}
+    for name, content in records.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "record.json").write_text(json.dumps(content))
+    whole = {key: value for key, value in higher.items() if key not in ("budget_ms", "verdict", "layers")}
+    whole |= {
+        "designs": list(records), "final": {"label": None}, "budget": "0.25ms,0.42ms",
+        "results": [
+            {**row, "label": f"{name}: {row['label']}"}
+            for name, content in records.items() for row in content["results"] if row["kind"] != "seed"
+        ],
+    }  # fmt: skip
+    (folder / "record.json").write_text(json.dumps(whole))
+    return folder
+
+
 # ---- a training
 
 
