@@ -19,7 +19,7 @@ from mobilefit.train import threads as module
 from mobilefit.train.threads import AdaptiveThreads, ThreadTuner
 from mobilefit.train.trainer import Trainer
 
-from .small import STEPS, network, rows, same_weights, train
+from .small import PRESET, RECIPE, STEPS, network, rows, same_weights, shades, train
 
 BATCH = 32
 QUIET = {2: 350.0, 1: 190.0}
@@ -181,6 +181,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     assert torch.get_num_threads() == 2  # whatever a test has done
+    monkeypatch.undo()
     torch.set_num_threads(1)
 
 
@@ -301,6 +302,15 @@ def test_a_number_that_is_none(number: int) -> None:
 # ---- in a training
 
 
+@pytest.fixture
+def counted_threads(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads by torch's word alone: on a busy machine two real ones take minutes for a few steps."""
+    counts = [torch.get_num_threads()]
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+
+
 def changing(monkeypatch: pytest.MonkeyPatch, changes: dict[int, int]) -> None:
     """The tuner changes the number of threads after these steps."""
     calls = iter(range(1, 10_000))
@@ -312,7 +322,7 @@ def changing(monkeypatch: pytest.MonkeyPatch, changes: dict[int, int]) -> None:
     monkeypatch.setattr(ThreadTuner, "step", step)
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("counted_threads")
 def test_the_history_says_which_steps_had_how_many_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changing(monkeypatch, {7: 1, 20: 2})
     threads: list[int] = []
@@ -330,7 +340,7 @@ def test_the_history_says_which_steps_had_how_many_threads(monkeypatch: pytest.M
     assert rows(tmp_path)[-1]["threads"] == 2
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("counted_threads")
 def test_a_resumed_training_remembers_the_changes_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changing(monkeypatch, {7: 1})
     with monkeypatch.context() as patch:
@@ -357,6 +367,29 @@ def test_a_fixed_number_gives_the_bits_of_that_number() -> None:
     assert train(alone).thread_counts == ((0, 1),)
     torch.set_num_threads(2)
     assert same_weights(fixed, alone)
+
+
+@pytest.mark.usefixtures("counted_threads")
+@pytest.mark.parametrize("number", [1, None])
+def test_a_stepper_changes_the_number_in_its_steps_alone(
+    number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing(monkeypatch, {2: 1})
+    threads: list[int] = []
+    step = Trainer.step
+
+    def counted(self: Trainer, *batch: Any, **options: Any) -> float:
+        threads.append(torch.get_num_threads())
+        return step(self, *batch, **options)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    stepper = loop.Stepper(
+        network(), shades(), preset=PRESET, recipe=RECIPE, steps=10, accelerator="cpu", threads=number
+    )
+    for _ in range(4):
+        stepper.step()
+        assert torch.get_num_threads() == 2
+    assert threads == ([1, 1, 1, 1] if number else [2, 2, 1, 1]) and stepper.threads == 1
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ class _Job:
         curve = find_lr(
             self.network, self.data.train, preset=self.preset, recipe=self.recipe, seed=config.seed,
             task=self.kind.port, accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
+            threads=config.threads,
         )  # fmt: skip
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "lr_finder.json", curve.to_dict())
