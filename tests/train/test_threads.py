@@ -95,6 +95,20 @@ def test_load_from_the_start_is_noticed_where_ticks_are_counted(load: Load, seco
     assert machine.run(load, 60.0) >= 0.98 * load[1]
 
 
+def test_a_training_that_began_with_fewer_threads_hardly_ever_tries_more_beside_load() -> None:
+    machine = Machine(ThreadTuner(most=2, threads=1))
+    assert machine.run(THREE_BUSY, 590.0) >= 0.98 * THREE_BUSY[1] and machine.count_log == []
+    machine.run(THREE_BUSY, 1200.0)
+    assert 2 <= len(machine.count_log) <= 4 and machine.tuner.threads == 1
+
+
+def test_other_work_of_low_priority_does_not_keep_a_training_to_one_thread_for_ever() -> None:
+    machine, yielding = Machine(ThreadTuner(most=2, threads=1)), {2: 330.0, 1: 190.0}
+    OTHERS[id(yielding)] = {2: 0.1, 1: 1.0}
+    machine.run(yielding, 620.0)
+    assert machine.tuner.threads == 2
+
+
 def test_load_from_the_start_is_noticed_by_a_blind_trial_where_they_are_not() -> None:
     machine = Machine(ThreadTuner(most=2, threads=2), counts=False)
     machine.run(ONE_BUSY, 65.0)

@@ -290,8 +290,8 @@ def _check(config: TrainConfig) -> None:
     if config.tensorboard:
         tensorboard.require()
     kind = kind_of(config)
-    if kind.task != "classify" and (refused := _distillation_option(config)):
-        raise InputError(f"{refused} is for classification, not for --task {kind.task}", f"leave {refused} out")
+    if kind.task != "classify" and (name := _distillation_option(config)):
+        raise InputError(f"{name} is for classification, not for --task {kind.task}", f"leave {name} out")
     if config.ignore_label and kind.task != "segment":
         raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
     _overridden(_named(config, kind), config)
