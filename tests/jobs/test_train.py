@@ -150,8 +150,8 @@ def test_distillation_of_a_detector_or_segmenter_is_refused_before_its_images_ar
 
     monkeypatch.setattr(type(KINDS[task]), "load", read_images)
     value = "nowhere.safetensors" if option == "--teacher" else "0.5"
-    said = refused(*words(world, tmp_path / "run", "--task", task, option, value))
-    assert said == f"{option} is for classification, not for --task {task}; leave {option} out"
+    message = refused(*words(world, tmp_path / "run", "--task", task, option, value))
+    assert message == f"{option} is for classification, not for --task {task}; leave {option} out"
     assert not (tmp_path / "run").exists()
 
 

@@ -19,7 +19,7 @@ from mobilefit.train import threads as module
 from mobilefit.train.threads import AdaptiveThreads, ThreadTuner
 from mobilefit.train.trainer import Trainer
 
-from .small import STEPS, network, rows, same_weights, train
+from .small import PRESET, RECIPE, STEPS, network, rows, same_weights, shades, train
 
 BATCH = 32
 QUIET = {2: 350.0, 1: 190.0}
@@ -93,6 +93,20 @@ def test_load_from_the_start_is_noticed_where_ticks_are_counted(load: Load, seco
     machine.run(load, seconds)
     assert machine.tuner.threads == 1
     assert machine.run(load, 60.0) >= 0.98 * load[1]
+
+
+def test_a_training_that_began_with_fewer_threads_hardly_ever_tries_more_beside_load() -> None:
+    machine = Machine(ThreadTuner(most=2, threads=1))
+    assert machine.run(THREE_BUSY, 590.0) >= 0.98 * THREE_BUSY[1] and machine.count_log == []
+    machine.run(THREE_BUSY, 1200.0)
+    assert 2 <= len(machine.count_log) <= 4 and machine.tuner.threads == 1
+
+
+def test_other_work_of_low_priority_does_not_keep_a_training_to_one_thread_for_ever() -> None:
+    machine, yielding = Machine(ThreadTuner(most=2, threads=1)), {2: 330.0, 1: 190.0}
+    OTHERS[id(yielding)] = {2: 0.1, 1: 1.0}
+    machine.run(yielding, 620.0)
+    assert machine.tuner.threads == 2
 
 
 def test_load_from_the_start_is_noticed_by_a_blind_trial_where_they_are_not() -> None:
@@ -181,6 +195,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     assert torch.get_num_threads() == 2  # whatever a test has done
+    monkeypatch.undo()
     torch.set_num_threads(1)
 
 
@@ -301,6 +316,15 @@ def test_a_number_that_is_none(number: int) -> None:
 # ---- in a training
 
 
+@pytest.fixture
+def counted_threads(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads by torch's word alone: on a busy machine two real ones take minutes for a few steps."""
+    counts = [torch.get_num_threads()]
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+
+
 def changing(monkeypatch: pytest.MonkeyPatch, changes: dict[int, int]) -> None:
     """The tuner changes the number of threads after these steps."""
     calls = iter(range(1, 10_000))
@@ -312,7 +336,7 @@ def changing(monkeypatch: pytest.MonkeyPatch, changes: dict[int, int]) -> None:
     monkeypatch.setattr(ThreadTuner, "step", step)
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("counted_threads")
 def test_the_history_says_which_steps_had_how_many_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changing(monkeypatch, {7: 1, 20: 2})
     threads: list[int] = []
@@ -330,7 +354,7 @@ def test_the_history_says_which_steps_had_how_many_threads(monkeypatch: pytest.M
     assert rows(tmp_path)[-1]["threads"] == 2
 
 
-@pytest.mark.usefixtures("two_threads")
+@pytest.mark.usefixtures("counted_threads")
 def test_a_resumed_training_remembers_the_changes_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changing(monkeypatch, {7: 1})
     with monkeypatch.context() as patch:
@@ -357,6 +381,29 @@ def test_a_fixed_number_gives_the_bits_of_that_number() -> None:
     assert train(alone).thread_counts == ((0, 1),)
     torch.set_num_threads(2)
     assert same_weights(fixed, alone)
+
+
+@pytest.mark.usefixtures("counted_threads")
+@pytest.mark.parametrize("number", [1, None])
+def test_a_stepper_changes_the_number_in_its_steps_alone(
+    number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing(monkeypatch, {2: 1})
+    threads: list[int] = []
+    step = Trainer.step
+
+    def counted(self: Trainer, *batch: Any, **options: Any) -> float:
+        threads.append(torch.get_num_threads())
+        return step(self, *batch, **options)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    stepper = loop.Stepper(
+        network(), shades(), preset=PRESET, recipe=RECIPE, steps=10, accelerator="cpu", threads=number
+    )
+    for _ in range(4):
+        stepper.step()
+        assert torch.get_num_threads() == 2
+    assert threads == ([1, 1, 1, 1] if number else [2, 2, 1, 1]) and stepper.threads == 1
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ class _Job:
         curve = find_lr(
             self.network, self.data.train, preset=self.preset, recipe=self.recipe, seed=config.seed,
             task=self.kind.port, accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
+            threads=config.threads,
         )  # fmt: skip
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "lr_finder.json", curve.to_dict())
@@ -289,8 +290,8 @@ def _check(config: TrainConfig) -> None:
     if config.tensorboard:
         tensorboard.require()
     kind = kind_of(config)
-    if kind.task != "classify" and (refused := _distillation_option(config)):
-        raise InputError(f"{refused} is for classification, not for --task {kind.task}", f"leave {refused} out")
+    if kind.task != "classify" and (name := _distillation_option(config)):
+        raise InputError(f"{name} is for classification, not for --task {kind.task}", f"leave {name} out")
     if config.ignore_label and kind.task != "segment":
         raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
     _overridden(_named(config, kind), config)

@@ -81,6 +81,7 @@ def find_lr(
     steps: int = 100,
     accelerator: str = "auto",
     progress: str | None = None,
+    threads: int | None = None,
 ) -> LrCurve:
     """Sweep the learning rate on a copy of the network, with the recipe's optimizer, augmentation and dropout.
 
@@ -88,7 +89,7 @@ def find_lr(
     distillation is swept on the labels alone.
 
     Args:
-        net, train_set, preset, recipe, task, seed, accelerator, progress: as of :func:`fit`.
+        net, train_set, preset, recipe, task, seed, accelerator, progress, threads: as of :func:`fit`.
         low, high: where the sweep begins and ends, learning rates for a batch of 256.
         steps: of the whole sweep, evenly over the logarithm of the rate.
 
@@ -102,7 +103,7 @@ def find_lr(
     every = range(torch.cuda.device_count())  # a step keeps the CPU's random state alone
     with torch.random.fork_rng(every), regularised(swept, plain):
         stepper = Stepper(swept, train_set, preset=preset, recipe=plain, steps=steps,
-                          seed=seed, accelerator=accelerator, task=task)  # fmt: skip
+                          seed=seed, accelerator=accelerator, task=task, threads=threads)  # fmt: skip
         losses = _swept(stepper, plain, rates, progress)
     smoothed = _smooth(losses, WIDTH * steps) if len(losses) > 1 else losses
     if len(losses) < 2 or min(smoothed) > (1 - FELL) * smoothed[0]:

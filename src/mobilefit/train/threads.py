@@ -51,13 +51,15 @@ STARTS_FEWER = 0.7
 SHORTEST_PAUSE, LONGEST_PAUSE = 2.0, 64.0
 """Seconds between two trials: twice as many each time that they follow each other quickly."""
 BLIND_SECONDS = 60.0
-"""Seconds until a trial for which nothing speaks but the time."""
+"""Seconds until a trial for which nothing speaks but the time, where the system does not tell."""
 RETRY_SECONDS = 15.0
 """The same for more threads after a change to fewer, where the system does not tell; twice as long each time."""
 COST_FACTOR = 50.0
 """A trial in vain is followed by a pause of so many times what it costs: 2 % of the time at most."""
 LONGEST_BLIND_PAUSE = 600.0
-"""A step that took long for another reason, such as a stopped process, is no cost."""
+"""A step that took long for another reason, such as a stopped process, is no cost. Where the system tells what the
+cores do, more threads are tried after so long although it says that there is no room: other work may have a low
+priority."""
 
 
 @dataclass(kw_only=True)
@@ -116,12 +118,11 @@ class ThreadTuner:
     _trial: _Trial | None = None
     _settling: bool = True
     _step_images: int = 0
-    _counts_ticks: bool = False
     _pause: float = SHORTEST_PAUSE
     _last_trial: float = -math.inf
     _next_trial: float = 0.0
+    _trial_end: float = 0.0
     _blind_pause: float = BLIND_SECONDS
-    _next_blind: float = BLIND_SECONDS
 
     @property
     def has_measured(self) -> bool:
@@ -167,17 +168,17 @@ class ThreadTuner:
 
     def _consider(self, window: _Window, usage: CoreUsage | None) -> None:
         """Begin a trial if there is a reason."""
-        self._counts_ticks = usage is not None
         best = self._best_rates[self.threads] = max(window.rate(), self._best_rates.get(self.threads, 0.0))
         rate = window.rate(RECENT_SECONDS)
         rested = self._seconds >= self._next_trial
+        blind_pause = self._blind_pause if usage is None else LONGEST_BLIND_PAUSE
         if fewer := self._fewer(rate / best, usage):
             if rested or rate < COLLAPSED * best:
                 self._begin_trial(fewer, rate)
         elif more := self._more(rate, usage):
             if rested:
                 self._begin_trial(more, rate)
-        elif self._seconds >= self._next_blind and (usage is None or self.threads < self.most):
+        elif self._seconds - self._trial_end >= blind_pause and (usage is None or self.threads < self.most):
             twice, half = min(self.most, 2 * self.threads), max(1, self.threads // 2)
             self._begin_trial([twice if self.threads < self.most else half], rate, blind=True)
 
@@ -222,7 +223,7 @@ class ThreadTuner:
         if trial.candidates:
             self._change(trial.candidates.pop(0))
             return
-        self._trial = None
+        self._trial, self._trial_end = None, self._seconds
         if trial.best == trial.home:
             self._after_failure(trial)
         else:
@@ -235,19 +236,17 @@ class ThreadTuner:
         pause = COST_FACTOR * max(0.0, self._seconds - trial.began - trial.images / trial.home_rate)
         # That a blind trial failed says nothing about one that has a reason.
         self._next_trial = self._seconds + max(self._pause, 0.0 if trial.blind else min(LONGEST_PAUSE, pause))
-        if trial.blind:
-            self._blind_pause = min(max(LONGEST_PAUSE, self._blind_pause), 2 * self._blind_pause)
-        self._next_blind = self._seconds + max(self._blind_pause, min(LONGEST_BLIND_PAUSE, pause))
+        longer = min(LONGEST_PAUSE, 2 * self._blind_pause) if trial.blind else self._blind_pause
+        self._blind_pause = max(longer, min(LONGEST_BLIND_PAUSE, pause))
 
     def _after_success(self, trial: _Trial) -> None:
         self._settled_rate = trial.best_rate
         self._next_trial = self._seconds + self._pause
-        self._blind_pause = RETRY_SECONDS if trial.best < self.most and not self._counts_ticks else BLIND_SECONDS
         # What a trial of the number before would cost: a step at least.
         seconds = max(TRIAL_SECONDS, trial.step_images / trial.home_rate)
         pause = COST_FACTOR * seconds * (1 - trial.home_rate / trial.best_rate)
-        longest = LONGEST_BLIND_PAUSE if self._counts_ticks else LONGEST_PAUSE  # ticks tell when the load goes away
-        self._next_blind = self._seconds + max(self._blind_pause, min(longest, pause))
+        shortest = RETRY_SECONDS if trial.best < self.most else BLIND_SECONDS
+        self._blind_pause = max(shortest, min(LONGEST_PAUSE, pause))
 
     def _change(self, threads: int) -> None:
         self._settling = threads != self.threads
