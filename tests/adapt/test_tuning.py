@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +30,9 @@ from mobilefit.nn import Network, build, load_network
 from mobilefit.runs import read_jsonl
 from mobilefit.tasks.detect import Detect
 from mobilefit.tasks.segment import Segment
-from mobilefit.train import recipe
+from mobilefit.train import recalibrated, recipe
+from mobilefit.train.batchnorm import batch_norms
+from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
 
 PRESET = Preset(resolution=SIDE, fit="stretch")
@@ -118,10 +121,42 @@ def test_tuning_is_by_the_tasks_own_loss(case: Case) -> None:
 def test_the_accuracy_is_the_tasks_score(case: Case) -> None:
     made, network = tools(case), case.network()
     assert (made.images, made.quality) == (len(case.held_out), case.task.score if case.task else "val_top1")
-    if case.task is not None:
-        row = case.task.evaluate(network, case.held_out, PRESET).row()
-        assert made.accuracy(network) == row[case.task.score]
-    assert 0 <= made.accuracy(network) <= 1
+    accuracy = made.accuracy(network)
+    task = case.task or Classify()
+    assert accuracy == task.evaluate(network, case.held_out, PRESET).row()[task.score]
+    assert 0 <= accuracy <= 1
+
+
+def test_a_network_is_judged_with_statistics_of_its_own(case: Case) -> None:
+    """Those that are there do not count, the weights stay, and the statistics are those of training images."""
+    made, network, stale = tools(case), case.network(), case.network()
+    for norm in batch_norms(stale):
+        norm.running_mean += 3.0  # type: ignore[operator]
+        norm.running_var *= 0.01  # type: ignore[operator]
+    assert made.accuracy(stale) == made.accuracy(network)
+    plain = case.network()
+    options = replace(recipe(case.recipe), batch_size=8)
+    recalibrated(plain, case.train_set, PRESET, short_term(options), case.task)
+    before = case.network().state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, stale.state_dict()[name]) and torch.equal(value, plain.state_dict()[name]), name
+        if name.endswith("running_var"):
+            assert not torch.equal(value, before[name]), name
+        elif not name.endswith(("running_mean", "num_batches_tracked")):
+            assert torch.equal(value, before[name]), name
+
+
+def test_the_seed_network_keeps_its_statistics_and_the_last_step_has_its_own(case: Case, tmp_path: Path) -> None:
+    seed_network = case.network()
+    before = copy.deepcopy(seed_network.state_dict())
+    settings = AdaptSettings(target_ms=0.9 * milliseconds(seed_network.spec), delta=0.08)
+    adapt(seed_network, settings, tools(case), tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in seed_network.state_dict().items())
+    (weights,) = tmp_path.glob("step_*.safetensors")
+    adapted = load_network(weights)
+    statistics = {name: value.clone() for name, value in adapted.state_dict().items() if "running_" in name}
+    tools(case).accuracy(adapted)
+    assert all(torch.allclose(value, adapted.state_dict()[name], rtol=1e-2, atol=1e-3) for name, value in statistics.items())
 
 
 def test_images_of_another_task_are_refused(tmp_path: Path) -> None:

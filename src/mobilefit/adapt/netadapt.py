@@ -12,6 +12,7 @@ a step, goes on from there and takes the same steps.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -87,7 +88,8 @@ class Tools:
     tune: Callable[[Network, int], None]
     """Short-term fine-tuning in place, by a seed."""
     accuracy: Callable[[Network], float]
-    """Top-1 on held-out images, or the score of another task: 0 to 1, and high for a good network."""
+    """Top-1 on held-out images, or the score of another task: 0 to 1, and high for a good network. It may set the
+    network's batch norm statistics, which stay; never its weights."""
     images: int
     """How many images the accuracy is of."""
     quality: str = TOP1
@@ -153,7 +155,7 @@ class _Run:
                 "event": "seed", "step": 0, "what": "seed", **quality,
                 "latency_ms": self.tools.latency(self.network.spec),
                 "measured_ms": self.tools.confirm(self.network),
-                "accuracy": self.tools.accuracy(self.network),
+                "accuracy": self.tools.accuracy(copy.deepcopy(self.network)),
                 "spec_id": self.network.spec.id, "weights": _digest(self.network),
                 "spec": self.network.spec.to_dict(),
             })  # fmt: skip
@@ -327,7 +329,9 @@ class _Run:
         """
         path = self._weights(step)
         if not path.exists() or load_network(path).spec.id != proposal.spec.id:
-            save_weights(self._tuned(proposal, step, number), path)
+            candidate = self._tuned(proposal, step, number)
+            self.tools.accuracy(candidate)  # sets its statistics
+            save_weights(candidate, path)
         return load_network(path)
 
     def _forget(self, step: int) -> None:

@@ -12,7 +12,7 @@ from mobilefit.adapt.proposals import Latency
 from mobilefit.data import Preset
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.train import Recipe, fit
+from mobilefit.train import Recipe, fit, recalibrated
 from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
 
@@ -30,6 +30,10 @@ def tools_for(
     confirm: Callable[[Network], float], task: Task | None = None,
 ) -> Tools:  # fmt: skip
     """NetAdapt's tools for images of a task.
+
+    A network is judged with batch norm statistics of its own, the seed network like every proposal: those that it
+    inherits are of other channels, and those that a few steps leave are of other weights. Else early layers and
+    bottlenecks are charged for what is not their fault.
 
     Args:
         train_set, held_out: sets of the task's kind.
@@ -49,6 +53,7 @@ def tools_for(
         fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
 
     def accuracy(network: Network) -> float:
+        recalibrated(network, train_set, preset, short, chosen)
         found = chosen.evaluate(network, held_out, preset).row()[chosen.score]
         if not math.isfinite(found):  # no box, no labelled pixel
             raise InputError(
