@@ -1,11 +1,12 @@
 """NetAdapt: layer-wise search for a latency (V3 paper, section 4.2)."""
 
+from mobilefit.adapt.judgement import Judgement
 from mobilefit.adapt.netadapt import LOG, Adapted, AdaptSettings, Rule, Tools, adapt
 from mobilefit.adapt.proposals import Group, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.adapt.tuning import short_term, tools_for
 
 __all__ = [
-    "LOG", "AdaptSettings", "Adapted", "Group", "Proposal", "Rule", "Tools", "adapt", "groups", "propose",
+    "LOG", "AdaptSettings", "Adapted", "Group", "Judgement", "Proposal", "Rule", "Tools", "adapt", "groups", "propose",
     "short_term", "tools_for", "transfer",
 ]  # fmt: skip

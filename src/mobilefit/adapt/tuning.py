@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from mobilefit.adapt.judgement import Judgement
 from mobilefit.adapt.netadapt import Tools
 from mobilefit.adapt.proposals import Latency
 from mobilefit.data import Preset
@@ -52,17 +55,19 @@ def tools_for(
     def tune(network: Network, seed: int) -> None:
         fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
 
-    def accuracy(network: Network) -> float:
+    def judge(network: Network) -> Judgement:
         recalibrated(network, train_set, preset, short, chosen)
-        found = chosen.evaluate(network, held_out, preset).row()[chosen.score]
-        if not math.isfinite(found):  # no box, no labelled pixel
+        evaluation = chosen.evaluate(network, held_out, preset)
+        score = evaluation.row()[chosen.score]
+        if not math.isfinite(score):  # no box, no labelled pixel
             raise InputError(
                 f"the {len(held_out)} held-out images have nothing that {chosen.score} could be told by",
                 "hold out more images",
             )
-        return found
+        losses = getattr(evaluation, "losses", None)
+        return Judgement(score=score, losses=np.array([1 - score], np.float32) if losses is None else losses)
 
     return Tools(
-        latency=latency, confirm=confirm, tune=tune, accuracy=accuracy, images=len(held_out),
+        latency=latency, confirm=confirm, tune=tune, judge=judge, images=len(held_out),
         quality=chosen.score,
     )  # fmt: skip

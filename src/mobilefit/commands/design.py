@@ -43,12 +43,12 @@ from mobilefit.pipeline.candidates import Candidate, Sizes
 from mobilefit.pipeline.initial_weights import AUTO, InitialWeights, covers, pretrained_sources
 from mobilefit.pipeline.probe import probe_losses
 from mobilefit.pipeline.race import Losses, Race, Rung, Standing, timed, to_dict
-from mobilefit.pipeline.statistics import paired
 from mobilefit.pipeline.time_budget import AdaptPlan, SpeedModel, StagePlan
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
 from mobilefit.search import Reward, Space, Supernet
 from mobilefit.train import Recipe, SoftTargets
+from mobilefit.train.statistics import paired
 
 TEACHER = "teacher"
 """Folder of the teacher's answers while a run lasts."""
