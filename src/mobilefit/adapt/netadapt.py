@@ -40,7 +40,7 @@ from mobilefit.train.statistics import paired
 
 LOG = "netadapt.jsonl"
 TOP1 = "val_top1"
-Rule = Literal["ratio", "accuracy"]
+Rule = Literal["ratio", "accuracy", "cautious"]
 
 USUAL, LEAST = 0.01, 0.001
 """Cuts, as parts of the seed's latency: a larger one than the paper's is halved until half of the groups can
@@ -62,7 +62,7 @@ class AdaptSettings:
     decay: float = 1.0
     """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
     rule: Rule = "ratio"
-    """``ratio``: largest accuracy change per millisecond saved (V3); ``accuracy``: smallest drop (NetAdapt)."""
+    """Which proposal wins: see :meth:`score`."""
     kinds: tuple[Kind, ...] | None = None
     """What may shrink: see :func:`~.proposals.groups`; ``None``: what is usual for the network's task."""
 
@@ -70,6 +70,26 @@ class AdaptSettings:
         problems = list(_problems(self))
         if problems:
             raise InputError("bad NetAdapt settings: " + "; ".join(problems))
+
+    def score(self, change: float, saved_ms: float, error: float) -> float:
+        """A proposal's score by the rule; the largest wins.
+
+        - ``ratio``: accuracy change per millisecond saved (V3 paper, section 4.2: it maximises
+          dAcc / abs(dLatency)). The paper's dAcc is of the accuracy, so this one is too, not of the loss.
+          Where accuracy rises, it favours the smallest cut.
+        - ``accuracy``: accuracy change alone, whatever is saved (NetAdapt, arXiv 1804.03230).
+        - ``cautious``: ``ratio`` after one standard error of the accuracy is taken off the change, so that it stays
+          a loss unless the gain is real (not from a paper). Where changes are smaller than the error it
+          comes near to favouring the largest cut.
+
+        Args:
+            change: of the accuracy, 0 to 1, usually negative.
+            saved_ms: milliseconds, above 0.
+            error: standard error of the accuracy before the step.
+        """
+        if self.rule == "accuracy":
+            return change
+        return (change - error if self.rule == "cautious" else change) / saved_ms
 
 
 def _problems(settings: AdaptSettings) -> Iterator[str]:
@@ -299,24 +319,19 @@ class _Run:
         return max(1.0, self._over() / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
 
     def _score(self, accuracy: float, latency_ms: float) -> float:
-        """Larger is better.
+        """See :meth:`AdaptSettings.score`.
 
-        With the ratio rule a *gain* in accuracy would favour the smallest cut, and short-term
-        accuracies are noisy; so one standard error of the accuracy is taken off the change, which
-        keeps it a loss unless the gain is real. It is that of a share of images: of a mean of numbers
-        from 0 to 1, as other tasks' scores are, it is the most that it can be.
+        The standard error is that of a share of images: of a mean of numbers from 0 to 1, as other tasks'
+        scores are, it is the most that it can be.
         """
         before = float(self.accepted["accuracy"])
-        change = accuracy - before
-        if self.settings.rule == "accuracy":
-            return change
         error = math.sqrt(max(before * (1 - before), 1e-4) / self.tools.images)
-        return (change - error) / (float(self.accepted["latency_ms"]) - latency_ms)
+        return self.settings.score(accuracy - before, float(self.accepted["latency_ms"]) - latency_ms, error)
 
     def _rank(self, row: dict[str, Any]) -> tuple[float, float]:
-        """What proposals are ordered by: the score, and the loss where that is equal.
+        """What proposals are ordered by: the score, and the mean loss where scores are equal.
 
-        On some hundred images many accuracies are equal; the mean loss hardly ever is.
+        On some hundred images many accuracies are; losses hardly ever.
         """
         saved = 1.0 if self.settings.rule == "accuracy" else self.accepted["latency_ms"] - row["latency_ms"]
         return row["score"], -row["loss_change"] / saved

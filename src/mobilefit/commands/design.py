@@ -114,7 +114,7 @@ class DesignConfig:
     delta: float | None = option(
         None, help="least latency cut of a NetAdapt step, part of the larger network's (default: by --minutes)"
     )
-    rule: adapt.Rule = option("ratio", help="NetAdapt's choice: ratio (V3 paper) or accuracy")
+    rule: adapt.Rule = option("ratio", help="which NetAdapt proposal wins: ratio (V3 paper), accuracy or cautious")
     tune_steps: int | None = option(
         None, help="fine-tuning steps of a NetAdapt proposal (default: by --minutes)"
     )

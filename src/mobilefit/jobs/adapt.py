@@ -31,7 +31,7 @@ class AdaptConfig:
     latency: str = option(help="target here: 2ms, 850us, or 70% of the network's own")
     delta: float = option(0.01, help="least cut of a step, part of the network's latency")
     decay: float = option(1.0, help="factor on delta after each step (NetAdapt's code: 0.96)")
-    rule: netadapt.Rule = option("ratio", help="ratio (V3 paper) or accuracy (NetAdapt)")
+    rule: netadapt.Rule = option("ratio", help="which proposal wins: ratio (V3 paper: accuracy change per ms), accuracy (NetAdapt: smallest drop) or cautious (ratio less one standard error)")
     tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000)")
     recipe: str | None = option(
         None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
