@@ -29,6 +29,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from mobilefit.adapt.importance import ChannelImportance, filter_norms
 from mobilefit.adapt.judgement import Judgement, LossStore, as_fields, undecided
 from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
@@ -122,6 +123,8 @@ class Tools:
     its weights."""
     images: int
     """How many images it is judged on."""
+    importance: Callable[[Network], ChannelImportance] = filter_norms
+    """Which channels of the network that a step begins with matter: asked once a step."""
     quality: str = TOP1
     """What the score is, a :attr:`mobilefit.train.task.Task.score`."""
 
@@ -178,6 +181,7 @@ class _Run:
         self.accepted: dict[str, Any] = {}
         self.losses = LossStore(out / "losses")
         self._before: tuple[int, Judgement] | None = None
+        self._importance: tuple[int, ChannelImportance] | None = None
 
     def start(self) -> None:
         """Measure the seed, or take up the last accepted step of an earlier run."""
@@ -300,7 +304,9 @@ class _Run:
     def _tuned(self, proposal: Proposal, step: int) -> tuple[Network, Judgement]:
         """A proposal after its fine-tuning, on the batches that all proposals of the step are tuned on."""
         self._before_step(step)  # sets the statistics of the network that the weights come from
-        candidate = transfer(self.network, proposal.spec)
+        if self._importance is None or self._importance[0] != step:
+            self._importance = step, self.tools.importance(self.network)
+        candidate = transfer(self.network, proposal.spec, self._importance[1])
         self.tools.tune(candidate, self.seed * 100_000 + step * 1000)
         return candidate, self.tools.judge(candidate)
 

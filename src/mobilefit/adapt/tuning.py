@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
 from mobilefit.adapt.judgement import Judgement
 from mobilefit.adapt.netadapt import Tools
 from mobilefit.adapt.proposals import Latency
 from mobilefit.data import Preset
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network
-from mobilefit.train import Recipe, fit, recalibrated
+from mobilefit.train import Recipe, calibration_batches, fit, recalibrated
 from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
 
@@ -30,7 +31,7 @@ def short_term(recipe: Recipe) -> Recipe:
 
 def tools_for(
     train_set: Any, held_out: Any, *, preset: Preset, recipe: Recipe, steps: int, latency: Latency,
-    confirm: Callable[[Network], float], task: Task | None = None,
+    confirm: Callable[[Network], float], task: Task | None = None, importance: Importance = "gates",
 ) -> Tools:  # fmt: skip
     """NetAdapt's tools for images of a task.
 
@@ -45,10 +46,12 @@ def tools_for(
         steps: of a proposal's fine-tuning.
         latency, confirm: as of :class:`.netadapt.Tools`.
         task: ``None``: classification.
+        importance: which channels stay: ``gates`` (by the loss of :data:`~.recalibration.STATISTICS_IMAGES` training
+            images), ``norm`` or ``bn-scale``; see :mod:`.importance`.
 
     Raises:
         InputError: from the tools: the recipe or the images are of another task; nothing among the held-out images
-            can be judged.
+            can be judged. At once: no importance has that name.
     """
     chosen, short = task or Classify(), short_term(recipe)
 
@@ -67,7 +70,18 @@ def tools_for(
         losses = getattr(evaluation, "losses", None)
         return Judgement(score=score, losses=np.array([1 - score], np.float32) if losses is None else losses)
 
+    def by_gates(network: Network) -> ChannelImportance:
+        plain = replace(short, distillation=0.0, mixup=0.0, cutmix=0.0)
+        device = next(network.parameters()).device
+        objective = chosen.objective(network, train_set, plain, None, device)
+        return gates(network, calibration_batches(train_set, preset, plain, chosen), objective)
+
+    ways: dict[Importance, Callable[[Network], ChannelImportance]] = {
+        "gates": by_gates, "norm": filter_norms, "bn-scale": bn_scales
+    }  # fmt: skip
+    if importance not in ways:
+        raise unknown("importance", importance, ways)
     return Tools(
         latency=latency, confirm=confirm, tune=tune, judge=judge, images=len(held_out),
-        quality=chosen.score,
+        quality=chosen.score, importance=ways[importance],
     )  # fmt: skip
