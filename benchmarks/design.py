@@ -43,9 +43,9 @@ from mobilefit.jobs.kinds import KINDS, begun
 from mobilefit.jobs.model import evaluate_file, export
 from mobilefit.nn import Network, copy_weights, load_network, save_weights
 from mobilefit.pipeline import candidates, time_budget
-from mobilefit.pipeline.statistics import paired
 from mobilefit.runs import read_json, write_atomic
 from mobilefit.train import SoftTargets
+from mobilefit.train.statistics import paired
 
 RUNS, RESULTS = ROOT / "runs" / "design-benchmark", ROOT / "results" / "design"
 PROTOCOL = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +30,9 @@ from mobilefit.nn import Network, build, load_network
 from mobilefit.runs import read_jsonl
 from mobilefit.tasks.detect import Detect
 from mobilefit.tasks.segment import Segment
-from mobilefit.train import recipe
+from mobilefit.train import recalibrated, recipe
+from mobilefit.train.batchnorm import batch_norms
+from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
 
 PRESET = Preset(resolution=SIDE, fit="stretch")
@@ -93,7 +96,7 @@ def test_a_network_of_each_task_shrinks_to_its_target(case: Case, tmp_path: Path
     (weights,) = tmp_path.glob("step_*.safetensors")
     adapted = load_network(weights)
     assert adapted.spec == found.spec
-    score = tools(case).accuracy(adapted)
+    score = tools(case).judge(adapted).score
     assert score == pytest.approx([r for r in rows if r["event"] == "accepted"][-1]["accuracy"])
     assert rows[0].get("quality") == (case.task.score if case.task else None)
     assert all((f"% {case.task.score}; about" if case.task else "%; about") in line for line in lines)
@@ -118,10 +121,46 @@ def test_tuning_is_by_the_tasks_own_loss(case: Case) -> None:
 def test_the_accuracy_is_the_tasks_score(case: Case) -> None:
     made, network = tools(case), case.network()
     assert (made.images, made.quality) == (len(case.held_out), case.task.score if case.task else "val_top1")
-    if case.task is not None:
-        row = case.task.evaluate(network, case.held_out, PRESET).row()
-        assert made.accuracy(network) == row[case.task.score]
-    assert 0 <= made.accuracy(network) <= 1
+    judgement = made.judge(network)
+    task = case.task or Classify()
+    evaluation = task.evaluate(network, case.held_out, PRESET)
+    assert judgement.score == evaluation.row()[task.score] and 0 <= judgement.score <= 1
+    if case.task is None:
+        assert judgement.losses.tolist() == evaluation.losses.tolist()  # type: ignore[attr-defined]
+    else:
+        assert judgement.losses == pytest.approx([1 - judgement.score])
+
+
+def test_a_network_is_judged_with_statistics_of_its_own(case: Case) -> None:
+    """Those that are there do not count, the weights stay, and the statistics are those of training images."""
+    made, network, stale = tools(case), case.network(), case.network()
+    for norm in batch_norms(stale):
+        norm.running_mean += 3.0  # type: ignore[operator]
+        norm.running_var *= 0.01  # type: ignore[operator]
+    assert made.judge(stale).score == made.judge(network).score
+    plain = case.network()
+    options = replace(recipe(case.recipe), batch_size=8)
+    recalibrated(plain, case.train_set, PRESET, short_term(options), case.task)
+    before = case.network().state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, stale.state_dict()[name]) and torch.equal(value, plain.state_dict()[name]), name
+        if name.endswith("running_var"):
+            assert not torch.equal(value, before[name]), name
+        elif not name.endswith(("running_mean", "num_batches_tracked")):
+            assert torch.equal(value, before[name]), name
+
+
+def test_the_seed_network_keeps_its_statistics_and_the_last_step_has_its_own(case: Case, tmp_path: Path) -> None:
+    seed_network = case.network()
+    before = copy.deepcopy(seed_network.state_dict())
+    settings = AdaptSettings(target_ms=0.9 * milliseconds(seed_network.spec), delta=0.08)
+    adapt(seed_network, settings, tools(case), tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in seed_network.state_dict().items())
+    (weights,) = tmp_path.glob("step_*.safetensors")
+    adapted = load_network(weights)
+    statistics = {name: value.clone() for name, value in adapted.state_dict().items() if "running_" in name}
+    tools(case).judge(adapted)  # sets its statistics
+    assert all(torch.allclose(value, adapted.state_dict()[name], rtol=1e-2, atol=1e-3) for name, value in statistics.items())
 
 
 def test_images_of_another_task_are_refused(tmp_path: Path) -> None:
@@ -143,7 +182,7 @@ def test_images_without_anything_to_find_are_told(tmp_path: Path) -> None:
     boxes = boxes_data(tmp_path / "boxes")
     case = Case(task=Blind(), network=detector_network, train_set=boxes.train, held_out=boxes.test, recipe="detect")
     with pytest.raises(InputError, match="the 8 held-out images have nothing that val_map50"):
-        tools(case).accuracy(detector_network())
+        tools(case).judge(detector_network())
 
 
 def test_the_short_term_recipe_is_a_quarter_of_the_training_ones() -> None:

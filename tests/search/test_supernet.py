@@ -23,9 +23,8 @@ from mobilefit.search import (
     space,
 )
 from mobilefit.search import supernet as module
-from mobilefit.search.proxy import recalibrated
 from mobilefit.search.supernet import _part, _variants, anchor
-from mobilefit.train import Stepper, evaluate
+from mobilefit.train import Stepper, evaluate, recalibrated
 from mobilefit.train.checkpoint import load_checkpoint, save_checkpoint
 from mobilefit.train.trainer import Trainer
 

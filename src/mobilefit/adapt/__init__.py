@@ -1,11 +1,13 @@
 """NetAdapt: layer-wise search for a latency (V3 paper, section 4.2)."""
 
+from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
+from mobilefit.adapt.judgement import Judgement
 from mobilefit.adapt.netadapt import LOG, Adapted, AdaptSettings, Rule, Tools, adapt
 from mobilefit.adapt.proposals import Group, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.adapt.tuning import short_term, tools_for
 
 __all__ = [
-    "LOG", "AdaptSettings", "Adapted", "Group", "Proposal", "Rule", "Tools", "adapt", "groups", "propose",
-    "short_term", "tools_for", "transfer",
+    "LOG", "AdaptSettings", "Adapted", "ChannelImportance", "Group", "Importance", "Judgement", "Proposal", "Rule",
+    "Tools", "adapt", "bn_scales", "filter_norms", "gates", "groups", "propose", "short_term", "tools_for", "transfer",
 ]  # fmt: skip

@@ -6,12 +6,19 @@ with the best trade of accuracy for latency is taken; until the target is met. T
 the paper then trains it from scratch. Where few groups can cut a large delta alone, proposals cut a part
 of it, and the best ones are taken together.
 
+All proposals of a step are tuned on the same batches and judged on the same held-out images: what differs
+between two of them is then what they are. (With batches of their own the accuracy of one and the same proposal
+spread by 1.2 points between seeds, while most of a step's lie within 0.1.) The log keeps how each one's mean loss
+differs from that of the network before the step, with the standard error of that paired difference, and how many
+others the winner could not be told from.
+
 Everything is logged to ``netadapt.jsonl``; a run that was cut off anywhere, also in the middle of
 a step, goes on from there and takes the same steps.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -20,16 +27,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
+from mobilefit.adapt.importance import ChannelImportance, filter_norms
+from mobilefit.adapt.judgement import Judgement, LossStore, as_fields, undecided
 from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.arch import NetSpec
 from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, load_network, save_weights
 from mobilefit.runs import append_jsonl, read_jsonl
+from mobilefit.train.statistics import paired
 
 LOG = "netadapt.jsonl"
 TOP1 = "val_top1"
-Rule = Literal["ratio", "accuracy"]
+Rule = Literal["ratio", "accuracy", "cautious"]
 
 USUAL, LEAST = 0.01, 0.001
 """Cuts, as parts of the seed's latency: a larger one than the paper's is halved until half of the groups can
@@ -51,7 +63,7 @@ class AdaptSettings:
     decay: float = 1.0
     """Factor on delta after each step (NetAdapt's code: 0.96; V3 paper: none)."""
     rule: Rule = "ratio"
-    """``ratio``: largest accuracy change per millisecond saved (V3); ``accuracy``: smallest drop (NetAdapt)."""
+    """Which proposal wins: see :meth:`score`."""
     kinds: tuple[Kind, ...] | None = None
     """What may shrink: see :func:`~.proposals.groups`; ``None``: what is usual for the network's task."""
 
@@ -59,6 +71,26 @@ class AdaptSettings:
         problems = list(_problems(self))
         if problems:
             raise InputError("bad NetAdapt settings: " + "; ".join(problems))
+
+    def score(self, change: float, saved_ms: float, error: float) -> float:
+        """A proposal's score by the rule; the largest wins.
+
+        - ``ratio``: accuracy change per millisecond saved (V3 paper, section 4.2: it maximises
+          dAcc / abs(dLatency)). The paper's dAcc is of the accuracy, so this one is too, not of the loss.
+          Where accuracy rises, it favours the smallest cut.
+        - ``accuracy``: accuracy change alone, whatever is saved (NetAdapt, arXiv 1804.03230).
+        - ``cautious``: ``ratio`` after one standard error of the accuracy is taken off the change, so that it stays
+          a loss unless the gain is real (not from a paper). Where changes are smaller than the error it
+          comes near to favouring the largest cut.
+
+        Args:
+            change: of the accuracy, 0 to 1, usually negative.
+            saved_ms: milliseconds, above 0.
+            error: standard error of the accuracy before the step.
+        """
+        if self.rule == "accuracy":
+            return change
+        return (change - error if self.rule == "cautious" else change) / saved_ms
 
 
 def _problems(settings: AdaptSettings) -> Iterator[str]:
@@ -86,12 +118,15 @@ class Tools:
     """End-to-end measurement of an accepted network's exported file, milliseconds."""
     tune: Callable[[Network, int], None]
     """Short-term fine-tuning in place, by a seed."""
-    accuracy: Callable[[Network], float]
-    """Top-1 on held-out images, or the score of another task: 0 to 1, and high for a good network."""
+    judge: Callable[[Network], Judgement]
+    """How good a network is on held-out images. It may set the network's batch norm statistics, which stay; never
+    its weights."""
     images: int
-    """How many images the accuracy is of."""
+    """How many images it is judged on."""
+    importance: Callable[[Network], ChannelImportance] = filter_norms
+    """Which channels of the network that a step begins with matter: asked once a step."""
     quality: str = TOP1
-    """What the accuracy is, a :attr:`mobilefit.train.task.Task.score`."""
+    """What the score is, a :attr:`mobilefit.train.task.Task.score`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +174,14 @@ class _Run:
         self, network: Network, settings: AdaptSettings, tools: Tools, out: Path, seed: int,
         say: Callable[[str], None], label: str | None,
     ) -> None:  # fmt: skip
-        self.network, self.settings, self.tools = network, settings, tools
+        self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        self.settings, self.tools = settings, tools
         self.out, self.seed, self.say, self.label = out, seed, say, label
         self.rows = read_jsonl(out / LOG)
         self.accepted: dict[str, Any] = {}
+        self.losses = LossStore(out / "losses")
+        self._before: tuple[int, Judgement] | None = None
+        self._importance: tuple[int, ChannelImportance] | None = None
 
     def start(self) -> None:
         """Measure the seed, or take up the last accepted step of an earlier run."""
@@ -153,7 +192,7 @@ class _Run:
                 "event": "seed", "step": 0, "what": "seed", **quality,
                 "latency_ms": self.tools.latency(self.network.spec),
                 "measured_ms": self.tools.confirm(self.network),
-                "accuracy": self.tools.accuracy(self.network),
+                "accuracy": self.tools.judge(copy.deepcopy(self.network)).score,
                 "spec_id": self.network.spec.id, "weights": _digest(self.network),
                 "spec": self.network.spec.to_dict(),
             })  # fmt: skip
@@ -166,7 +205,7 @@ class _Run:
         self.accepted = [row for row in self.rows if row["event"] in ("seed", "accepted")][-1]
         if self.accepted["step"]:
             self.network = load_network(self._weights(self.accepted["step"]))
-            self._forget(self.accepted["step"] - 1)
+            self._forget(self.accepted["step"])
 
     def done(self) -> bool:
         """Whether the estimate (with its margin) and the measurement are within the target."""
@@ -176,7 +215,10 @@ class _Run:
         """Try every proposal, accept the best."""
         step = self.accepted["step"] + 1
         proposals = self._planned(step) or self._plan(step)
-        done = {row["spec_id"]: row for row in self._logged("proposal", step)}
+        done = {
+            row["spec_id"]: row for row in self._logged("proposal", step)
+            if self.losses.path(step, row["spec_id"]).exists()
+        }  # fmt: skip
         for row in done.values():  # of an earlier run, perhaps by another rule
             row["score"] = self._score(row["accuracy"], row["latency_ms"])
         for number, proposal in enumerate(proposals):
@@ -229,29 +271,44 @@ class _Run:
         self, proposal: Proposal, step: int, number: int, count: int, done: dict[str, Any]
     ) -> dict[str, Any]:
         began = time.monotonic()
-        candidate = self._tuned(proposal, step, number)
-        accuracy = self.tools.accuracy(candidate)
-        row = {
-            "event": "proposal", "step": step, "what": proposal.what,
-            "latency_ms": proposal.latency_ms, "measured_ms": None, "accuracy": accuracy,
-            "score": self._score(accuracy, proposal.latency_ms), "spec_id": proposal.spec.id,
-        }  # fmt: skip
-        if all(row["score"] > other["score"] for other in done.values()):
+        candidate, judgement = self._tuned(proposal, step)
+        row = self._row("proposal", proposal, step, judgement)
+        if all(self._rank(row) > self._rank(other) for other in done.values()):
             save_weights(candidate, self._weights(step))
+        self.losses.save(step, proposal.spec.id, judgement.losses)  # before its row: a logged proposal has them
         self._log(row)
         seconds = time.monotonic() - began
         left = self._steps_left() * count * seconds - number * seconds
         quality = "" if self.tools.quality == TOP1 else f" {self.tools.quality}"
         self.say(
             f"NetAdapt step {step}, {number + 1}/{count}: {proposal.what}, "
-            f"{proposal.latency_ms:.3f} ms, {accuracy:.1%}{quality}; about {max(left, 0) / 60:.1f} min left"
+            f"{proposal.latency_ms:.3f} ms, {judgement.score:.1%}{quality}; about {max(left, 0) / 60:.1f} min left"
         )
         return row
 
-    def _tuned(self, proposal: Proposal, step: int, number: int) -> Network:
-        candidate = transfer(self.network, proposal.spec)
-        self.tools.tune(candidate, self.seed * 100_000 + step * 1000 + number)
-        return candidate
+    def _row(self, event: str, proposal: Proposal, step: int, judgement: Judgement) -> dict[str, Any]:
+        """What the log keeps of a network that was judged."""
+        return {
+            "event": event, "step": step, "what": proposal.what,
+            "latency_ms": proposal.latency_ms, "measured_ms": None, "accuracy": judgement.score,
+            **as_fields(paired(judgement.losses, self._before_step(step).losses)),
+            "score": self._score(judgement.score, proposal.latency_ms), "spec_id": proposal.spec.id,
+        }  # fmt: skip
+
+    def _before_step(self, step: int) -> Judgement:
+        """How good the network is that a step begins with."""
+        if self._before is None or self._before[0] != step:
+            self._before = step, self.tools.judge(self.network)
+        return self._before[1]
+
+    def _tuned(self, proposal: Proposal, step: int) -> tuple[Network, Judgement]:
+        """A proposal after its fine-tuning, on the batches that all proposals of the step are tuned on."""
+        self._before_step(step)  # sets the statistics of the network that the weights come from
+        if self._importance is None or self._importance[0] != step:
+            self._importance = step, self.tools.importance(self.network)
+        candidate = transfer(self.network, proposal.spec, self._importance[1])
+        self.tools.tune(candidate, self.seed * 100_000 + step * 1000)
+        return candidate, self.tools.judge(candidate)
 
     def _cut(self, step: int) -> float:
         """What a step is to cut, milliseconds."""
@@ -268,37 +325,43 @@ class _Run:
         return max(1.0, self._over() / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
 
     def _score(self, accuracy: float, latency_ms: float) -> float:
-        """Larger is better.
+        """See :meth:`AdaptSettings.score`.
 
-        With the ratio rule a *gain* in accuracy would favour the smallest cut, and short-term
-        accuracies are noisy; so one standard error of the accuracy is taken off the change, which
-        keeps it a loss unless the gain is real. It is that of a share of images: of a mean of numbers
-        from 0 to 1, as other tasks' scores are, it is the most that it can be.
+        The standard error is that of a share of images: of a mean of numbers from 0 to 1, as other tasks'
+        scores are, it is the most that it can be.
         """
         before = float(self.accepted["accuracy"])
-        change = accuracy - before
-        if self.settings.rule == "accuracy":
-            return change
         error = math.sqrt(max(before * (1 - before), 1e-4) / self.tools.images)
-        return (change - error) / (float(self.accepted["latency_ms"]) - latency_ms)
+        return self.settings.score(accuracy - before, float(self.accepted["latency_ms"]) - latency_ms, error)
+
+    def _rank(self, row: dict[str, Any]) -> tuple[float, float]:
+        """What proposals are ordered by: the score, and the mean loss where scores are equal.
+
+        On some hundred images many accuracies are; losses hardly ever.
+        """
+        saved = 1.0 if self.settings.rule == "accuracy" else self.accepted["latency_ms"] - row["latency_ms"]
+        return row["score"], -row["loss_change"] / saved
 
     def _accept(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
-        order = sorted(range(len(rows)), key=lambda i: -rows[i]["score"])
-        chosen, row = self._together([proposals[i] for i in order], step), rows[order[0]]
-        alone = chosen is proposals[order[0]]
-        network = self._best(chosen, step, order[0] if alone else len(proposals))
-        if not alone:
-            accuracy = self.tools.accuracy(network)
-            row = {
-                **row, "what": chosen.what, "latency_ms": chosen.latency_ms, "accuracy": accuracy,
-                "score": self._score(accuracy, chosen.latency_ms), "spec_id": chosen.spec.id,
-            }  # fmt: skip
+        order = sorted(range(len(rows)), key=lambda i: self._rank(rows[i]), reverse=True)
+        ranked = [rows[i] for i in order]
+        proposal, row = self._together([proposals[i] for i in order], step), ranked[0]
+        network = self._best(proposal, step)
+        if proposal is not proposals[order[0]]:
+            row = self._row("accepted", proposal, step, self.tools.judge(network))
         self._log({
-            **row, "event": "accepted", "measured_ms": self.tools.confirm(network),
-            "spec": network.spec.to_dict(),
+            **row, "event": "accepted", **self._undecided(ranked, step),
+            "measured_ms": self.tools.confirm(network), "spec": network.spec.to_dict(),
         })  # fmt: skip
         self.network, self.accepted = network, self.rows[-1]
-        self._forget(step - 1)
+        self._forget(step)
+
+    def _undecided(self, ranked: list[dict[str, Any]], step: int) -> dict[str, int | None]:
+        """How many other proposals have a loss that is within one and two standard errors of the best one's."""
+        best, *others = (self.losses.load(step, row["spec_id"]) for row in ranked)
+        return {
+            "within_one_error": undecided(best, others, 1.0), "within_two_errors": undecided(best, others, 2.0)
+        }  # fmt: skip
 
     def _together(self, ordered: list[Proposal], step: int) -> Proposal:
         """The best proposal; where it cuts less than the step is to, with the next best ones.
@@ -319,19 +382,21 @@ class _Run:
                 )
         return found
 
-    def _best(self, proposal: Proposal, step: int, number: int) -> Network:
+    def _best(self, proposal: Proposal, step: int) -> Network:
         """Its saved weights; tuned again where the file is another's.
 
-        That happens when a run was cut off between the file and its log row and the tuning did not
-        repeat exactly, or when the rule was changed in between.
+        That happens when proposals are taken together, when a run was cut off between the file and its log row
+        and the tuning did not repeat exactly, or when the rule was changed in between.
         """
         path = self._weights(step)
         if not path.exists() or load_network(path).spec.id != proposal.spec.id:
-            save_weights(self._tuned(proposal, step, number), path)
+            save_weights(self._tuned(proposal, step)[0], path)
         return load_network(path)
 
     def _forget(self, step: int) -> None:
-        self._weights(step).unlink(missing_ok=True)
+        """Remove what no step needs any more once ``step`` is accepted."""
+        self._weights(step - 1).unlink(missing_ok=True)
+        self.losses.remove(step)
 
     def _weights(self, step: int) -> Path:
         return self.out / f"step_{step:03d}.safetensors"

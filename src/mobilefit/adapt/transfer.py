@@ -1,9 +1,6 @@
-"""Carrying weights over to a narrower network: which channels stay.
+"""Carrying weights over to a narrower network: the channels that stay are those that matter most.
 
-Filters are ranked by the L2 norm of their weights (NetAdapt, section 3.3). Where residuals add
-several layers' outputs, channel c is the same channel in all of them, so they are ranked by the
-joint norm and keep one set; ranking each alone, as the reference code does, would add unrelated
-channels to each other. So it is where LR-ASPP multiplies its filters by their gates.
+See :mod:`.importance` for what that is, and for channels that several layers share.
 """
 
 from __future__ import annotations
@@ -11,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobilefit.adapt.importance import ChannelImportance, filter_norms
 from mobilefit.arch import NetSpec, SegmentationHead, SSDLiteHead
 from mobilefit.nn import Network
 from mobilefit.nn.blocks import Row
@@ -23,41 +21,48 @@ Kept = dict[str, Tensor]
 """The kept channels of what heads take from the backbone, by the names of its layers."""
 
 
-def transfer(old: Network, spec: NetSpec) -> Network:
-    """The network of ``spec`` with the strongest channels of ``old``, in their old order.
+def transfer(old: Network, spec: NetSpec, importance: ChannelImportance | None = None) -> Network:
+    """The network of ``spec`` with the most important channels of ``old``, in their old order.
 
     Args:
         old: a trained network.
         spec: the same rows with equal or smaller widths.
+        importance: of ``old``'s channels; ``None``: the norm of their filters.
     """
     new = Network(spec)
+    importance = importance or filter_norms(old)
     with torch.no_grad():
-        taps, features = _backbone(new, old)
+        taps, features = _backbone(new, old, importance)
         if isinstance(spec.head, SSDLiteHead):
-            _detector(new.head, old.head, [taps[name] for name in spec.head.taps])
+            _detector(new.head, old.head, [taps[name] for name in spec.head.taps], importance)
         elif isinstance(spec.head, SegmentationHead):
             skip = None if spec.head.skip is None else taps[spec.head.skip]
-            _segmenter(new.head, old.head, taps[spec.head.tap], skip)
+            _segmenter(new.head, old.head, taps[spec.head.tap], skip, importance)
         else:
-            _classifier(new.head, old.head, features)
+            _classifier(new.head, old.head, features, importance)
     return new.train(old.training)
 
 
-def _backbone(new: Network, old: Network) -> tuple[Kept, Tensor]:
+def _backbone(new: Network, old: Network, importance: ChannelImportance) -> tuple[Kept, Tensor]:
     """Fill the backbone; what stayed of each layer that a head may take, and of the last one."""
     spec, taps = new.spec, Kept()
-    kept = _kept_positions(old, spec)
-    _full(new.backbone.stem, old.backbone.stem, kept[0], torch.arange(spec.in_channels))
+    kept = _kept_positions(old, spec, importance)
+    _full(new.backbone.stem, old.backbone.stem, kept[0], torch.arange(spec.in_channels), "stem", importance)
     for index, (new_row, old_row) in enumerate(zip(_rows(new), _rows(old), strict=True)):
         block = spec.blocks[index]
-        wide = _row(new_row, old_row, kept[index], kept[index + 1], block.width(spec.widths[index]))
+        wide = inputs = kept[index]
+        if block.expand is not None:
+            wide = _strongest(importance(f"blocks.{index}.expand"), block.expand)
+        elif block.op == "conv":
+            wide = kept[index + 1]
+        _row(new_row, old_row, inputs, kept[index + 1], wide, f"blocks.{index}", importance)
         taps |= {f"blocks.{index}.{part}": wide for part in block.parts}
         taps[f"blocks.{index}"] = kept[index + 1]
     features = kept[-1]
     if isinstance(old.backbone.last, ConvNormAct) and spec.last is not None:
         assert isinstance(new.backbone.last, ConvNormAct)
-        features = taps["last"] = _strongest(_norms(old.backbone.last.conv), spec.last.out)
-        _full(new.backbone.last, old.backbone.last, features, kept[-1])
+        features = taps["last"] = _strongest(importance("last"), spec.last.out)
+        _full(new.backbone.last, old.backbone.last, features, kept[-1], "last", importance)
     return taps, features
 
 
@@ -65,61 +70,56 @@ def _rows(network: Network) -> list[Row]:
     return [row for row in network.backbone.blocks if isinstance(row, Row)]
 
 
-def _norms(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """The squared norm of every filter."""
-    return layer.weight.detach().square().flatten(1).sum(1)
-
-
-def _strongest(norms: Tensor, width: int) -> Tensor:
+def _strongest(importance: Tensor, width: int) -> Tensor:
     """The indices of the ``width`` largest, ascending; ties go to the first."""
-    assert width <= len(norms), "a network can only become narrower"
-    order = torch.argsort(norms, descending=True, stable=True)
+    assert width <= len(importance), "a network can only become narrower"
+    order = torch.argsort(importance, descending=True, stable=True)
     return order[:width].sort().values
 
 
-def _kept_positions(old: Network, spec: NetSpec) -> list[Tensor]:
+def _kept_positions(old: Network, spec: NetSpec, importance: ChannelImportance) -> list[Tensor]:
     """The kept channels of the stem's output and of each block's, residual groups jointly."""
     rows = _rows(old)
-    producers = [old.backbone.stem.conv]
-    producers += [row.conv.conv if hasattr(row, "conv") else row.project.conv for row in rows]
-    norms = [_norms(conv) for conv in producers]
+    producers = ["stem"]
+    producers += [
+        f"blocks.{index}.{'conv' if hasattr(row, 'conv') else 'project'}" for index, row in enumerate(rows)
+    ]
     kept: list[Tensor] = []
     start = 0
-    for end in range(1, len(norms) + 1):
-        if end < len(norms) and rows[end - 1].residual:
+    for end in range(1, len(producers) + 1):
+        if end < len(producers) and rows[end - 1].residual:
             continue
-        joint = torch.stack(norms[start:end]).sum(0)
-        kept += [_strongest(joint, spec.widths[start])] * (end - start)
+        kept += [_strongest(importance(*producers[start:end]), spec.widths[start])] * (end - start)
         start = end
     return kept
 
 
-def _row(new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide_width: int) -> Tensor:
-    """Fill a row; what stayed of its wide part."""
-    wide = inputs
+def _row(
+    new: Row, old: Row, inputs: Tensor, outputs: Tensor, wide: Tensor, name: str, importance: ChannelImportance
+) -> None:
+    """Fill a row; ``wide`` are the channels that stay inside of it."""
     if hasattr(old, "conv"):
-        wide = outputs
         _conv_norm(new.conv, old.conv, wide, inputs)
     if hasattr(old, "start"):
         _depthwise(new.start, old.start, inputs)
     if hasattr(old, "expand"):
-        wide = _strongest(_norms(old.expand.conv), wide_width)
         _conv_norm(new.expand, old.expand, wide, inputs)
     if hasattr(old, "depthwise"):
         _depthwise(new.depthwise, old.depthwise, wide)
     if hasattr(old, "se"):
-        _excite(new.se, old.se, wide)
+        _excite(new.se, old.se, wide, importance(f"{name}.se.reduce"))
     if hasattr(old, "project"):
         _conv_norm(new.project, old.project, outputs, wide)
-    return wide
 
 
-def _full(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:
+def _full(
+    new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor, name: str, importance: ChannelImportance
+) -> None:
     """The stem or the last convolution, which may have squeeze-and-excite."""
     _conv_norm(new, old, outputs, inputs)
     old_se, new_se = getattr(old, "se", None), getattr(new, "se", None)
     if isinstance(old_se, SqueezeExcite) and isinstance(new_se, SqueezeExcite):
-        _excite(new_se, old_se, outputs)
+        _excite(new_se, old_se, outputs, importance(f"{name}.se.reduce"))
 
 
 def _depthwise(new: ConvNormAct, old: ConvNormAct, channels: Tensor) -> None:
@@ -134,37 +134,41 @@ def _conv_norm(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tens
         getattr(new.norm, name).copy_(getattr(old.norm, name)[outputs])
 
 
-def _excite(new: SqueezeExcite, old: SqueezeExcite, wide: Tensor) -> None:
-    reduced = _strongest(_norms(old.reduce), new.reduce.out_channels)
+def _excite(new: SqueezeExcite, old: SqueezeExcite, wide: Tensor, importance: Tensor) -> None:
+    reduced = _strongest(importance, new.reduce.out_channels)
     _affine(new.reduce, old.reduce, reduced, wide)
     _affine(new.expand, old.expand, wide, reduced)
 
 
-def _classifier(new: nn.Module, old: nn.Module, features: Tensor) -> None:
+def _classifier(
+    new: nn.Module, old: nn.Module, features: Tensor, importance: ChannelImportance
+) -> None:
     assert isinstance(new, ClassifierHead) and isinstance(old, ClassifierHead)
     if isinstance(old.hidden, nn.Linear):
         assert isinstance(new.hidden, nn.Linear)
-        hidden = _strongest(_norms(old.hidden), new.hidden.out_features)
+        hidden = _strongest(importance("head.hidden"), new.hidden.out_features)
         _affine(new.hidden, old.hidden, hidden, features)
         features = hidden
     elif isinstance(old.hidden, ConvNormAct):
         assert isinstance(new.hidden, ConvNormAct)
-        hidden = _strongest(_norms(old.hidden.conv), new.hidden.conv.out_channels)
+        hidden = _strongest(importance("head.hidden"), new.hidden.conv.out_channels)
         _conv_norm(new.hidden, old.hidden, hidden, features)
         features = hidden
     _outputs(new.logits, old.logits, features)
 
 
-def _detector(new: nn.Module, old: nn.Module, maps: list[Tensor]) -> None:
+def _detector(
+    new: nn.Module, old: nn.Module, maps: list[Tensor], importance: ChannelImportance
+) -> None:
     """The extra maps, each on the one before it, and the predictors of every map.
 
     Args:
         maps: the kept channels of those that are taken from the backbone.
     """
     assert isinstance(new, SSDLite) and isinstance(old, SSDLite)
-    for new_extra, old_extra in zip(new.extras, old.extras, strict=True):
+    for index, (new_extra, old_extra) in enumerate(zip(new.extras, old.extras, strict=True)):
         assert isinstance(new_extra, Extra) and isinstance(old_extra, Extra)
-        maps.append(_extra(new_extra, old_extra, maps[-1]))
+        maps.append(_extra(new_extra, old_extra, maps[-1], f"head.extras.{index}", importance))
     for new_part, old_part in ((new.classes, old.classes), (new.boxes, old.boxes)):
         for new_predictor, old_predictor, kept in zip(new_part, old_part, maps, strict=True):
             assert isinstance(new_predictor, Predictor) and isinstance(old_predictor, Predictor)
@@ -172,37 +176,43 @@ def _detector(new: nn.Module, old: nn.Module, maps: list[Tensor]) -> None:
             _outputs(new_predictor.predict, old_predictor.predict, kept)
 
 
-def _extra(new: Extra, old: Extra, inputs: Tensor) -> Tensor:
+def _extra(
+    new: Extra, old: Extra, inputs: Tensor, name: str, importance: ChannelImportance
+) -> Tensor:
     """Fill an extra map; its kept channels."""
-    narrow = _strongest(_norms(old.reduce.conv), new.reduce.conv.out_channels)
-    outputs = _strongest(_norms(old.project.conv), new.project.conv.out_channels)
+    narrow = _strongest(importance(f"{name}.reduce"), new.reduce.conv.out_channels)
+    outputs = _strongest(importance(f"{name}.project"), new.project.conv.out_channels)
     _conv_norm(new.reduce, old.reduce, narrow, inputs)
     _depthwise(new.depthwise, old.depthwise, narrow)
     _conv_norm(new.project, old.project, outputs, narrow)
     return outputs
 
 
-def _segmenter(new: nn.Module, old: nn.Module, inputs: Tensor, skip: Tensor | None) -> None:
+def _segmenter(
+    new: nn.Module, old: nn.Module, inputs: Tensor, skip: Tensor | None, importance: ChannelImportance
+) -> None:
     """R-ASPP, or LR-ASPP with the kept channels of its finer map."""
     assert isinstance(new, Segmentation) and isinstance(old, Segmentation)
     width = new.project.conv.out_channels
     if skip is None:
-        kept = _merged(new, old, inputs, width)
+        kept = _merged(new, old, inputs, width, importance)
     else:
-        kept = _strongest(_norms(old.project.conv) + _norms(old.gate), width)
+        kept = _strongest(importance("head.project", "head.gate"), width)
         _conv_norm(new.project, old.project, kept, inputs)
         _affine(new.gate, old.gate, kept, inputs)
         _outputs(new.low, old.low, skip)
     _outputs(new.high, old.high, kept)
 
 
-def _merged(new: Segmentation, old: Segmentation, inputs: Tensor, width: int) -> Tensor:
+def _merged(
+    new: Segmentation, old: Segmentation, inputs: Tensor, width: int, importance: ChannelImportance
+) -> Tensor:
     """Fill R-ASPP's two branches and what merges them; its kept channels.
 
-    All three have one width, and choose by their own norms: nothing joins their channels.
+    All three have one width, and each keeps its own: nothing joins their channels.
     """
     image, project, merge = (
-        _strongest(_norms(part.conv), width) for part in (old.image, old.project, old.merge)
+        _strongest(importance(f"head.{part}"), width) for part in ("image", "project", "merge")
     )
     _conv_norm(new.image, old.image, image, inputs)
     _conv_norm(new.project, old.project, project, inputs)

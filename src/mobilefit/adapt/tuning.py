@@ -7,12 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
+from mobilefit.adapt.judgement import Judgement
 from mobilefit.adapt.netadapt import Tools
 from mobilefit.adapt.proposals import Latency
 from mobilefit.data import Preset
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network
-from mobilefit.train import Recipe, fit
+from mobilefit.train import Recipe, calibration_batches, fit, recalibrated
 from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
 
@@ -27,9 +31,13 @@ def short_term(recipe: Recipe) -> Recipe:
 
 def tools_for(
     train_set: Any, held_out: Any, *, preset: Preset, recipe: Recipe, steps: int, latency: Latency,
-    confirm: Callable[[Network], float], task: Task | None = None,
+    confirm: Callable[[Network], float], task: Task | None = None, importance: Importance = "gates",
 ) -> Tools:  # fmt: skip
     """NetAdapt's tools for images of a task.
+
+    A network is judged with batch norm statistics of its own, the seed network like every proposal: those that it
+    inherits are of other channels, and those that a few steps leave are of other weights. Else early layers and
+    bottlenecks are charged for what is not their fault.
 
     Args:
         train_set, held_out: sets of the task's kind.
@@ -38,26 +46,42 @@ def tools_for(
         steps: of a proposal's fine-tuning.
         latency, confirm: as of :class:`.netadapt.Tools`.
         task: ``None``: classification.
+        importance: which channels stay: ``gates`` (by the loss of :data:`~.recalibration.STATISTICS_IMAGES` training
+            images), ``norm`` or ``bn-scale``; see :mod:`.importance`.
 
     Raises:
         InputError: from the tools: the recipe or the images are of another task; nothing among the held-out images
-            can be judged.
+            can be judged. At once: no importance has that name.
     """
     chosen, short = task or Classify(), short_term(recipe)
 
     def tune(network: Network, seed: int) -> None:
         fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
 
-    def accuracy(network: Network) -> float:
-        found = chosen.evaluate(network, held_out, preset).row()[chosen.score]
-        if not math.isfinite(found):  # no box, no labelled pixel
+    def judge(network: Network) -> Judgement:
+        recalibrated(network, train_set, preset, short, chosen)
+        evaluation = chosen.evaluate(network, held_out, preset)
+        score = evaluation.row()[chosen.score]
+        if not math.isfinite(score):  # no box, no labelled pixel
             raise InputError(
                 f"the {len(held_out)} held-out images have nothing that {chosen.score} could be told by",
                 "hold out more images",
             )
-        return found
+        losses = getattr(evaluation, "losses", None)
+        return Judgement(score=score, losses=np.array([1 - score], np.float32) if losses is None else losses)
 
+    def by_gates(network: Network) -> ChannelImportance:
+        plain = replace(short, distillation=0.0, mixup=0.0, cutmix=0.0)
+        device = next(network.parameters()).device
+        objective = chosen.objective(network, train_set, plain, None, device)
+        return gates(network, calibration_batches(train_set, preset, plain, chosen), objective)
+
+    ways: dict[Importance, Callable[[Network], ChannelImportance]] = {
+        "gates": by_gates, "norm": filter_norms, "bn-scale": bn_scales
+    }  # fmt: skip
+    if importance not in ways:
+        raise unknown("importance", importance, ways)
     return Tools(
-        latency=latency, confirm=confirm, tune=tune, accuracy=accuracy, images=len(held_out),
-        quality=chosen.score,
+        latency=latency, confirm=confirm, tune=tune, judge=judge, images=len(held_out),
+        quality=chosen.score, importance=ways[importance],
     )  # fmt: skip

@@ -43,13 +43,13 @@ from mobilefit.pipeline.candidates import Candidate, Sizes
 from mobilefit.pipeline.initial_weights import AUTO, InitialWeights, covers, pretrained_sources
 from mobilefit.pipeline.probe import probe_losses
 from mobilefit.pipeline.race import Losses, Race, Rung, Standing, timed, to_dict
-from mobilefit.pipeline.statistics import paired
 from mobilefit.pipeline.time_budget import AdaptPlan, SpeedModel, StagePlan
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
 from mobilefit.runtime import StopRule
 from mobilefit.search import Reward, Space, Supernet
 from mobilefit.train import Recipe, SoftTargets
+from mobilefit.train.statistics import paired
 
 TEACHER = "teacher"
 """Folder of the teacher's answers while a run lasts."""
@@ -117,7 +117,7 @@ class DesignConfig:
     delta: float | None = option(
         None, help="least latency cut of a NetAdapt step, part of the larger network's (default: by --minutes)"
     )
-    rule: adapt.Rule = option("ratio", help="NetAdapt's choice: ratio (V3 paper) or accuracy")
+    rule: adapt.Rule = option("ratio", help="which NetAdapt proposal wins: ratio (V3 paper), accuracy or cautious")
     tune_steps: int | None = option(
         None, help="fine-tuning steps of a NetAdapt proposal (default: by --minutes)"
     )

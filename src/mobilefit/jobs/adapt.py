@@ -31,7 +31,10 @@ class AdaptConfig:
     latency: str = option(help="target here: 2ms, 850us, or 70% of the network's own")
     delta: float = option(0.01, help="least cut of a step, part of the network's latency")
     decay: float = option(1.0, help="factor on delta after each step (NetAdapt's code: 0.96)")
-    rule: netadapt.Rule = option("ratio", help="ratio (V3 paper) or accuracy (NetAdapt)")
+    rule: netadapt.Rule = option("ratio", help="which proposal wins: ratio (V3 paper: accuracy change per ms), accuracy (NetAdapt: smallest drop) or cautious (ratio less one standard error)")
+    importance: netadapt.Importance = option(
+        "gates", help="which channels stay: gates (by the loss of some training images), norm (of filters, NetAdapt) or bn-scale"
+    )
     tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000)")
     recipe: str | None = option(
         None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
@@ -73,6 +76,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
             data.train, lab.held_out(data, 2000, config.seed), preset=preset,
             recipe=kind.recipe(config.recipe, None, data), steps=config.tune_steps,
             latency=table.predict, confirm=lab.Confirm(network, seed_ms, phone), task=kind.port,
+            importance=config.importance,
         )  # fmt: skip
         settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
                                  decay=config.decay, rule=config.rule)  # fmt: skip

@@ -23,8 +23,7 @@ from mobilefit.nn import Network, hub, load_network, save_weights
 from mobilefit.progress import Voice
 from mobilefit.search import Evaluator, Reward, SearchSettings, Space, Tokens, Trial
 from mobilefit.search.log import Row, TrialLog
-from mobilefit.search.proxy import recalibrated
-from mobilefit.train import Recipe
+from mobilefit.train import Recipe, recalibrated
 
 FOLDER = "search"
 RESCORED = 48

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilefit.pipeline.candidates import Candidate
-from mobilefit.pipeline.statistics import paired
 from mobilefit.runs import append_jsonl, atomic_file, read_jsonl
+from mobilefit.train.statistics import paired
 
 LOG = "race.jsonl"
 HOPELESS = 3.0

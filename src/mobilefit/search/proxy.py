@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
-from mobilefit.nn import Network, build
+from mobilefit.nn import build
 from mobilefit.search.evaluate import Evaluator, Outcome, Trial, outcome
-from mobilefit.train import Recipe, fit, recalibrate_bn
+from mobilefit.train import Recipe, fit, recalibrated
 from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
-
-STATISTICS_BATCHES = 8
-"""Batches that a network's batch norms are set to after its short training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +47,6 @@ class ProxyTask:
         )  # fmt: skip
         recalibrated(network, self.train_set, self.preset, self.recipe, self.task)
         return self.task.evaluate(network, self.held_out, self.preset).row()[self.task.score]
-
-
-def recalibrated(
-    network: Network, train_set: Any, preset: Preset, recipe: Recipe, task: Task | None = None
-) -> Network:
-    """A network with the statistics of a few training batches in the place of its running ones.
-
-    These follow a short training only from afar: after 25 steps most networks were at chance by them.
-
-    Args:
-        task: whose kind the images are; ``None``: classification.
-    """
-    as_used = replace(recipe, train_scale=1.0, repeats=1, balance="none")
-    feed = (task or Classify()).feed(train_set, preset, as_used, seed=0)
-    count = min(STATISTICS_BATCHES, max(1, len(train_set) // recipe.batch_size))
-    recalibrate_bn(network, (feed(step)[0] for step in range(count)))
-    return network
 
 
 class Proxy(Evaluator):

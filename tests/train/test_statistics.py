@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mobilefit.pipeline.statistics import Difference, paired
+from mobilefit.train.statistics import Difference, paired
 
 
 def test_losses_by_hand() -> None:
