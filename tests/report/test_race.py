@@ -56,6 +56,14 @@ def test_origins_are_left_out_where_all_are_the_same() -> None:
     assert first.text == (0, 5)
 
 
+def test_a_narrower_head_is_told_from_the_whole_network() -> None:
+    content = raced_record()
+    content["race"][1]["standings"][0] |= {"origin": "head", "pretrained": False}
+    content["race"][1]["standings"][1] |= {"origin": "head"}
+    _, first, _ = race.rungs(content, CLASSIFY)
+    assert [cells[1] for _, cells in first.rows] == ["family, narrower head", "family, narrower head, pretrained"]
+
+
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_a_task_without_losses_of_images_is_ranked_by_its_score(task: str) -> None:
     content = raced_record()

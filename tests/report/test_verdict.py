@@ -124,6 +124,10 @@ def test_kinds_of_a_race() -> None:
     untaught = raced_record() | {"plan": {"taught": False}}
     assert tables.kinds(untaught)["resolution"] == "lower resolution"
     assert tables.kinds(untaught)["seed"] == "larger network"
+    own = raced_record()  # --teacher
+    own["config"] |= {"teacher": "teacher.safetensors"}
+    assert tables.kinds(own)["seed"] == "larger network"
+    assert tables.kinds(own)["resolution"] == "lower resolution, taught"
     named = raced_record()  # the user's network at the user's size, which met the budget
     named["final"] |= {"kind": "seed"}
     assert tables.kinds(named)["seed"] == "seed network"

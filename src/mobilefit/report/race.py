@@ -11,7 +11,8 @@ from mobilefit.report.measures import Measure, Row
 PROBE = "probe"
 """The end of a rung's name whose score is of a linear classifier on frozen features."""
 ORIGINS = {
-    "family": "family", "width": "width multiplier", "shrunk": "NetAdapt", "searched": "search",
+    "family": "family", "head": "family, narrower head", "width": "width multiplier", "shrunk": "NetAdapt",
+    "searched": "search",
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable
 def _origin(row: Row) -> str:
     origin = str(row.get("origin") or "family")
     name = ORIGINS.get(origin, origin)
-    return f"{name}, pretrained" if row.get("pretrained") and origin == "family" else name
+    return f"{name}, pretrained" if row.get("pretrained") and origin in ("family", "head") else name
 
 
 def _nats(value: object) -> str:
