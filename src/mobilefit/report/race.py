@@ -61,7 +61,7 @@ def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable
     rows = []
     for index, row in enumerate(standings):
         survives = bool(row.get("survives"))
-        outcome = ("trained in full" if winner else "goes on") if survives else "out"
+        outcome = ("wins" if winner else "goes on") if survives else "out"
         rows.append((survives, (
             str(row.get("name") or units.NONE), *((origins[index],) if mixed else ()),
             units.ms(row.get("latency_ms")), units.share(row.get("score")), *((_nats(row.get("loss")),) if by_loss else ()),

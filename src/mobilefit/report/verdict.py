@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 from mobilefit.report import units
@@ -55,7 +56,7 @@ def plain_winner(record: Row) -> str | None:
 
 
 def sentences(record: Row) -> str | None:
-    """The verdict on the page: a sentence or two."""
+    """The verdict on the page: a sentence or two, whose figures are not broken between lines."""
     plain, lead = plain_winner(record), advantage(record)
     label = (record.get("verdict") or {}).get("label")
     parts = []
@@ -64,7 +65,8 @@ def sentences(record: Row) -> str | None:
         parts.append(f"On the held-out images nothing was better than {name}, so that is what was exported.")
     if lead is not None:
         parts.append(f"It is {lead} on the test images.")
-    return " ".join(parts) or None
+    text = " ".join(parts)
+    return re.sub(r" (±|px|points)", "\N{NO-BREAK SPACE}\\1", text).replace("± ", "±\N{NO-BREAK SPACE}") or None
 
 
 def summary_lines(record: Row) -> list[str]:
