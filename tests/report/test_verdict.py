@@ -166,7 +166,9 @@ def test_a_frontier_of_several_budgets(tmp_path: Path) -> None:
     page = Page(text)
     assert page.sections[:3] == ["budgets", "frontier", "race"] and not page.open
     words = " ".join(page.text.split())
-    assert "nothing was better than lower resolution, so that is what was exported; level with the width" in words
+    plain = "nothing was better than lower resolution (mobilenet_v3_small 88 px), so that is what was exported."
+    assert f"0.25ms: On the held-out images {plain} It is level with the width multiplier (-0.4" in words
+    assert "0.42ms: It is ahead of lower resolution" in words
     assert "ahead of lower resolution (mobilenet_v3_small 88 px) by 1.3 ± 0.6 points" in words
     assert "budgets 0.250 ms, 0.420 ms" in words
     assert text.count('<tr class="chosen"><td><span class="dot') == 2  # one network a budget

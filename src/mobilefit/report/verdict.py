@@ -91,6 +91,6 @@ def budget_rows(designs: dict[str, Row]) -> list[dict[str, Any]]:
             "name": name, "network": final.get("label") or units.NONE, "budget": units.ms(budget),
             "latency": units.ms(latency),
             "over": latency is not None and budget is not None and latency > budget,
-            "accuracy": units.percent(final.get("accuracy_int8")), "verdict": "; ".join(summary_lines(record)),
+            "accuracy": units.percent(final.get("accuracy_int8")), "verdict": sentences(record),
         })  # fmt: skip
     return rows
