@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import pytest
 
-from mobilefit.arch import FAMILY, Block, ClassifierHead, Conv, NetSpec
+from mobilefit.arch import FAMILY, Block, ClassifierHead, Conv, NetSpec, detector
 from mobilefit.pipeline import candidates
 from mobilefit.pipeline.candidates import (
     SIZES,
@@ -17,6 +18,8 @@ from mobilefit.pipeline.candidates import (
     Sizes,
     above,
     measure_sizes,
+    reduced_head,
+    reduced_heads,
     scratch_networks,
     sizes_for,
     spread,
@@ -254,3 +257,54 @@ def test_other_heads_have_sizes_too() -> None:
     ratio = spec.resolution(40).cost().madds / spec.resolution(32).cost().madds
     assert network.guess(40, 1e-6) == pytest.approx(2.0 * ratio)  # from what was measured, from now on
     assert network.guess(32, 1e-6) == 2.0
+
+
+# ---- heads with fewer features
+
+
+def test_a_reduced_head_has_a_part_of_the_features_in_multiples_of_8() -> None:
+    spec = FAMILY["mobilenet_v2"].classes(5).resolution(96)
+    reduced = reduced_head(spec, Fraction(1, 2))
+    assert reduced is not None and reduced.last is not None and spec.last is not None
+    assert (spec.last.out, reduced.last.out) == (1280, 640)
+    assert reduced.blocks == spec.blocks and reduced.image_shape == spec.image_shape
+    assert reduced.name != spec.name and reduced.cost().madds < spec.cost().madds
+    large = reduced_head(LARGE, Fraction(1, 4))
+    assert large is not None and large.last is not None and isinstance(large.head, ClassifierHead)
+    assert (large.last.out, large.head.hidden) == (240, 320)  # of 960 and 1280
+
+
+@pytest.mark.parametrize(
+    ("spec", "share"),
+    [
+        (FAMILY["mobilenet_v2"].classes(1000), Fraction(1, 2)),  # 640 features for 1,000 classes
+        (FAMILY["mobilenet_v2"].classes(81), Fraction(1, 2)),
+        (detector(FAMILY["mobilenet_v2"]), Fraction(1, 2)),
+    ],
+)
+def test_too_few_features_for_the_classes_and_no_classifier(spec: NetSpec, share: Fraction) -> None:
+    assert reduced_head(spec, share) is None
+
+
+def test_heads_are_tried_at_sizes_a_little_over_the_budget() -> None:
+    """Here the head is nothing that the device notices: a variant is kept if it meets the budget."""
+    budget_ms = 1.0
+    network = measured(V2, {64: 0.8, 72: budget_ms * 1.2, 80: budget_ms * 1.5})
+    device = Device()
+    kept = reduced_heads([network], [budget_ms], lambda specs: [0.9 for _ in device(specs)])
+    assert {size for _, size in device.measured} == {(72, 72)} and len(device.measured) == 2  # two shares
+    assert [variant.measured for variant in kept] == [{72: 0.9}, {72: 0.9}]
+    assert all(variant.origin == "head" and variant.whole == V2 for variant in kept)
+    whole, reduced = within([network, *kept], budget_ms)  # of two heads at one size the wider
+    assert whole.spec.image_shape == (64, 64) and whole.whole is None
+    assert reduced.spec.image_shape == (72, 72) and reduced.whole == V2
+    assert reduced.spec.last is not None and reduced.spec.last.out == 640
+    assert reduced_heads([network], [budget_ms], lambda specs: [1.1 for _ in specs]) == []
+
+
+@pytest.mark.parametrize("by_size", [{64: 0.8, 72: 2.0}, {64: 0.8}, {72: 0.9, 80: 1.0}])
+def test_no_head_is_tried_where_none_can_save_enough(by_size: dict[int, float]) -> None:
+    def never(specs: Sequence[NetSpec]) -> list[float]:
+        raise AssertionError(specs)
+
+    assert reduced_heads([measured(V2, by_size)], [1.0], never) == []

@@ -18,6 +18,7 @@ from mobilefit.data.images import ArraySource
 from mobilefit.errors import InputError
 from mobilefit.jobs.kinds import KINDS
 from mobilefit.nn import Network, build, save_weights
+from mobilefit.nn.weights import layer_widths
 from mobilefit.pipeline import initial_weights
 from mobilefit.pipeline.initial_weights import (
     AUTO,
@@ -126,6 +127,26 @@ def test_a_narrower_network_begins_with_a_part_of_the_larger_ones_channels() -> 
     rows = {tuple(row.flatten().tolist()) for row in before[name]}
     assert len(after[name]) == 32
     assert {tuple(row.flatten().tolist()) for row in after[name]} < rows
+
+
+def test_a_reduced_head_begins_with_the_whole_networks_weights(tmp_path: Path) -> None:
+    """A file of the whole network: every block is its own, the last layers are a part of its channels."""
+    whole = replace(TINY, last=Conv(out=64), input_size=64)
+    spec = replace(TINY, last=Conv(out=16), name="tiny with fewer features")
+    source = build(whole)
+    save_weights(source, tmp_path / "whole.safetensors", preset=LARGER_PRESET.to_dict())
+    weights = InitialWeights(task=KINDS["classify"], data=classification())
+    network, preset = weights.network(spec, str(tmp_path / "whole.safetensors"), 0, whole)
+    assert layer_widths(network.spec) == layer_widths(spec) and network.spec.image_shape == (32, 32)
+    assert (preset.mean, preset.resolution) == (LARGER_PRESET.mean, 32)
+    before, after = source.state_dict(), network.state_dict()
+    blocks = [name for name in after if name.startswith(("backbone.stem", "backbone.blocks"))]
+    assert len(blocks) > 20 and all(torch.equal(before[name], after[name]) for name in blocks)
+    last = "backbone.last.conv.weight"
+    assert len(after[last]) == 16
+    assert {tuple(row.flatten().tolist()) for row in after[last]} < {
+        tuple(row.flatten().tolist()) for row in before[last]
+    }
 
 
 def test_a_wider_network_begins_elsewhere() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mobilefit.arch import spec
 from mobilefit.report import plots, race, write_report
 from mobilefit.report.measures import MEASURES
 
@@ -36,7 +37,7 @@ def test_every_candidate_of_every_rung() -> None:
     assert [cells[-1] for _, cells in probe.rows] == ["goes on", "goes on", "out"]
     assert probe.rows[2][1][5] == "0.218 ± 0.020"
     assert [(survives, cells[1], cells[-1]) for survives, cells in finals.rows] == [
-        (True, "NetAdapt", "trained in full"), (False, "family, pretrained", "out")
+        (True, "NetAdapt", "wins"), (False, "family, pretrained", "out")
     ]  # fmt: skip
 
 
@@ -54,6 +55,14 @@ def test_origins_are_left_out_where_all_are_the_same() -> None:
     _, first, _ = race.rungs(content, CLASSIFY)
     assert "origin" not in first.header and all(len(cells) == 6 for _, cells in first.rows)
     assert first.text == (0, 5)
+
+
+def test_a_narrower_head_is_told_from_the_whole_network() -> None:
+    content = raced_record()
+    content["race"][1]["standings"][0] |= {"origin": "head", "pretrained": False}
+    content["race"][1]["standings"][1] |= {"origin": "head"}
+    _, first, _ = race.rungs(content, CLASSIFY)
+    assert [cells[1] for _, cells in first.rows] == ["family, narrower head", "family, narrower head, pretrained"]
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])
@@ -81,8 +90,18 @@ def test_two_that_go_on_from_the_last_rung_are_no_winner() -> None:
 def test_the_section_comes_after_the_frontier(tmp_path: Path) -> None:
     page = written(write_run(tmp_path, raced_record()))
     assert page.sections[:3] == ["frontier", "race", "int8"] and not page.open
-    for text in ("Frozen features", "mnasnet_a1 48 px", "0.218 ± 0.020", "trained in full", "out"):
+    for text in ("Frozen features", "mnasnet_a1 48 px", "0.218 ± 0.020", "wins", "out"):
         assert text in page.text, text
+
+
+def test_the_network_is_compared_with_the_larger_one_that_it_was_made_from(tmp_path: Path) -> None:
+    content = raced_record()
+    words = " ".join(written(write_run(tmp_path / "shrunk", content)).text.split())
+    assert "mobilenet_v3_small adapted" in words and "at 96 px; the larger network is mobilenet_v3_small" in words
+    assert "at 128 px: " in words and "Shaded cells differ." in words
+    content["seed_spec"] = spec("mobilenet_v2").classes(6).to_dict()  # another network of the race
+    text = write_report(write_run(tmp_path / "other", content)).read_text()
+    assert "larger network is" not in text and 'class="num changed"' not in text
 
 
 def test_an_older_record_has_no_race(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ def compared(*comparisons: dict[str, Any], kind: str = "adapted", label: str = "
     return {"verdict": {"kind": kind, "label": label, "against": list(comparisons)}}
 
 
+def sentences(content: dict[str, Any]) -> str:
+    """With plain spaces in the place of those at which no line is broken."""
+    return str(verdict.sentences(content)).replace("\N{NO-BREAK SPACE}", " ")
+
+
 @pytest.mark.parametrize(
     ("comparisons", "text"),
     [
@@ -60,8 +65,15 @@ def compared(*comparisons: dict[str, Any], kind: str = "adapted", label: str = "
 )  # fmt: skip
 def test_how_far_ahead(comparisons: list[dict[str, Any]], text: str) -> None:
     assert verdict.advantage(compared(*comparisons)) == text
-    assert verdict.sentences(compared(*comparisons)) == f"It is {text} on the test images."
+    assert sentences(compared(*comparisons)) == f"It is {text} on the test images."
     assert verdict.summary_lines(compared(*comparisons)) == [text]
+
+
+def test_no_line_breaks_within_a_figure() -> None:
+    text = verdict.sentences(compared(against("resolution", 2.1), against("width", 0.3, 0.9)))
+    assert text is not None
+    for part in ("48 px", "2.1 ± 0.6 points", "+0.3 ± 0.9 points"):
+        assert part.replace(" ", "\N{NO-BREAK SPACE}") in text
 
 
 @pytest.mark.parametrize(
@@ -73,12 +85,12 @@ def test_how_far_ahead(comparisons: list[dict[str, Any]], text: str) -> None:
 )
 def test_what_a_user_could_do_by_hand_was_best(kind: str, label: str, name: str) -> None:
     alone = compared(kind=kind, label=label)
-    assert verdict.sentences(alone) == (
+    assert sentences(alone) == (
         f"On the held-out images nothing was better than {name} ({label}), so that is what was exported."
     )
     beside = compared(against("width", -5.0, 3.3), kind=kind, label=label)
-    assert verdict.sentences(beside) == (
-        f"{verdict.sentences(alone)} It is behind the width multiplier by 5.0 ± 3.3 points on the test images."
+    assert sentences(beside) == (
+        f"{sentences(alone)} It is behind the width multiplier by 5.0 ± 3.3 points on the test images."
     )
     assert verdict.summary_lines(beside) == [
         f"nothing was better than {name}, so that is what was exported",
@@ -124,6 +136,10 @@ def test_kinds_of_a_race() -> None:
     untaught = raced_record() | {"plan": {"taught": False}}
     assert tables.kinds(untaught)["resolution"] == "lower resolution"
     assert tables.kinds(untaught)["seed"] == "larger network"
+    own = raced_record()  # --teacher
+    own["config"] |= {"teacher": "teacher.safetensors"}
+    assert tables.kinds(own)["seed"] == "larger network"
+    assert tables.kinds(own)["resolution"] == "lower resolution, taught"
     named = raced_record()  # the user's network at the user's size, which met the budget
     named["final"] |= {"kind": "seed"}
     assert tables.kinds(named)["seed"] == "seed network"
@@ -150,7 +166,9 @@ def test_a_frontier_of_several_budgets(tmp_path: Path) -> None:
     page = Page(text)
     assert page.sections[:3] == ["budgets", "frontier", "race"] and not page.open
     words = " ".join(page.text.split())
-    assert "nothing was better than lower resolution, so that is what was exported; level with the width" in words
+    plain = "nothing was better than lower resolution (mobilenet_v3_small 88 px), so that is what was exported."
+    assert f"0.25ms: On the held-out images {plain} It is level with the width multiplier (-0.4" in words
+    assert "0.42ms: It is ahead of lower resolution" in words
     assert "ahead of lower resolution (mobilenet_v3_small 88 px) by 1.3 ± 0.6 points" in words
     assert "budgets 0.250 ms, 0.420 ms" in words
     assert text.count('<tr class="chosen"><td><span class="dot') == 2  # one network a budget

@@ -181,12 +181,12 @@ def _network(record: dict[str, Any]) -> dict[str, Any]:
     if not record.get("final_spec"):
         return {"network": None}
     final = NetSpec.from_dict(record["final_spec"])
-    if (record.get("verdict") or {}).get("kind") == "candidate":  # of other blocks than the larger network
-        record = {**record, "seed_spec": None}
     seed, reference = (
         NetSpec.from_dict(record[key]) if record.get(key) else None
         for key in ("seed_spec", "reference_spec")
     )
+    if tables.raced(record) and seed is not None and _blocks(seed) != _blocks(final):
+        seed = None  # the exported network was not made from it: no cell can be compared
     return {
         "network": tables.network(seed, final),
         "network_header": tables.NETWORK_HEADER,
@@ -198,6 +198,11 @@ def _network(record: dict[str, Any]) -> dict[str, Any]:
         "costs": (seed.cost() if seed else None, final.cost()),
         "changes": difference(seed, final) if seed else [],
     }
+
+
+def _blocks(spec: NetSpec) -> list[tuple[object, ...]]:
+    """What blocks keep whatever their widths and the input's size."""
+    return [(block.op, block.kernel, block.stride, block.act) for block in spec.blocks]
 
 
 def _pixels(spec: NetSpec) -> str:

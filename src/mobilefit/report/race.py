@@ -11,7 +11,8 @@ from mobilefit.report.measures import Measure, Row
 PROBE = "probe"
 """The end of a rung's name whose score is of a linear classifier on frozen features."""
 ORIGINS = {
-    "family": "family", "width": "width multiplier", "shrunk": "NetAdapt", "searched": "search",
+    "family": "family", "head": "family, narrower head", "width": "width multiplier", "shrunk": "NetAdapt",
+    "searched": "search",
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable
     rows = []
     for index, row in enumerate(standings):
         survives = bool(row.get("survives"))
-        outcome = ("trained in full" if winner else "goes on") if survives else "out"
+        outcome = ("wins" if winner else "goes on") if survives else "out"
         rows.append((survives, (
             str(row.get("name") or units.NONE), *((origins[index],) if mixed else ()),
             units.ms(row.get("latency_ms")), units.share(row.get("score")), *((_nats(row.get("loss")),) if by_loss else ()),
@@ -75,7 +76,7 @@ def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable
 def _origin(row: Row) -> str:
     origin = str(row.get("origin") or "family")
     name = ORIGINS.get(origin, origin)
-    return f"{name}, pretrained" if row.get("pretrained") and origin == "family" else name
+    return f"{name}, pretrained" if row.get("pretrained") and origin in ("family", "head") else name
 
 
 def _nats(value: object) -> str:

@@ -97,7 +97,8 @@ def kinds(record: Row) -> dict[str, str]:
     taught = bool((record.get("plan") or {}).get("taught"))
     seed = "searched network" if searched(record) else "seed network"
     if raced(record) and (record.get("final") or {}).get("kind") != "seed":
-        seed = "larger network, the teacher" if taught else "larger network"
+        teaches = taught and not (record.get("config") or {}).get("teacher")  # else the user's own does
+        seed = "larger network, the teacher" if teaches else "larger network"
     return {
         "reference": "the family's network",
         "seed": seed,

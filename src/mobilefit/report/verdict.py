@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 from mobilefit.report import units
@@ -67,7 +68,7 @@ def plain_winner(record: Row) -> str | None:
 
 
 def sentences(record: Row) -> str | None:
-    """The verdict on the page: a sentence or two."""
+    """The verdict on the page: a sentence or two, whose figures are not broken between lines."""
     plain, lead = plain_winner(record), advantage(record)
     label = (record.get("verdict") or {}).get("label")
     parts = []
@@ -76,7 +77,8 @@ def sentences(record: Row) -> str | None:
         parts.append(f"On the held-out images nothing was better than {name}, so that is what was exported.")
     if lead is not None:
         parts.append(f"It is {lead} on the test images.")
-    return " ".join(parts) or None
+    text = " ".join(parts)
+    return re.sub(r" (±|px|points)", "\N{NO-BREAK SPACE}\\1", text).replace("± ", "±\N{NO-BREAK SPACE}") or None
 
 
 def summary_lines(record: Row) -> list[str]:
@@ -101,6 +103,6 @@ def budget_rows(designs: dict[str, Row]) -> list[dict[str, Any]]:
             "name": name, "network": final.get("label") or units.NONE, "budget": units.ms(budget),
             "latency": units.ms(latency),
             "over": over_budget(record),
-            "accuracy": units.percent(final.get("accuracy_int8")), "verdict": "; ".join(summary_lines(record)),
+            "accuracy": units.percent(final.get("accuracy_int8")), "verdict": sentences(record),
         })  # fmt: skip
     return rows
