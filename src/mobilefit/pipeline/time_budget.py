@@ -104,14 +104,15 @@ def for_steps(steps: int, per_epoch: int, seconds: float) -> StagePlan:
 
 
 def race_rung(
-    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int
+    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int, parallel: int = 1
 ) -> StagePlan:
     """A rung: ``epochs`` of every candidate, or as many steps of each as the seconds allow.
 
     Args:
         step_seconds: of each candidate.
+        parallel: candidates that are trained at a time.
     """
-    each = sum(step_seconds)
+    each = max(sum(step_seconds) / parallel, max(step_seconds))
     steps = max(LEAST_STEPS, min(math.ceil(epochs * per_epoch), int(seconds / max(each, 1e-9))))
     return for_steps(steps, per_epoch, steps * each)
 
