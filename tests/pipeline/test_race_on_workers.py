@@ -26,7 +26,7 @@ from mobilefit.pipeline.race_task import FeatureProbe, ShortTraining, ShrunkWeig
 
 from .race_workers import Lethal
 
-pytest.importorskip("ray", reason="needs Ray: pip install 'mobilefit[cluster]'")
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'mobilefit[cluster]'")
 KIND = KINDS["classify"]
 CANDIDATES = [Candidate(spec=SPEC.resolution(size), latency_ms=size / 50) for size in (32, 40, 48)]
 RUNG = Rung(name="rung_1", survivors=2)
@@ -177,3 +177,11 @@ def test_a_worker_that_is_always_lost_is_an_error_of_one_line(two_workers: RayPo
     with pytest.raises(InputError, match="a worker was lost 1 times at the same work") as caught:
         list(pool.map(os._exit, [1]))
     assert "\n" not in str(caught.value)
+
+
+def test_a_cluster_takes_as_many_as_it_has_cpus_for(two_workers: RayPool) -> None:
+    with RayPool(address="auto") as pool, RayPool(address="auto", cpus=2) as wide:
+        assert (pool.parallel, wide.parallel) == (2, 1)
+    assert ray.is_initialized()  # it was there before
+    with pytest.raises(InputError, match="no machine of the cluster has 3 CPUs"):
+        RayPool(address="auto", cpus=3).open()
