@@ -57,3 +57,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     return InputError(
         f"unknown {kind} '{name}'", did_you_mean(name, known) or "choose from " + ", ".join(known)
     )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its class and the first line of its message."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")

@@ -180,3 +180,61 @@ def test_a_teacher_of_ones_own(
     assert record(tmp_path / "run")["plan"]["taught"]
     message = refused(*words(images, tmp_path / "other", budget, **{**options, "teacher": "nowhere.safetensors"}))
     assert "nowhere.safetensors" in message
+
+
+# ---- on workers
+
+
+def test_a_race_on_workers_interrupted_has_the_same_winner(
+    finished: Path, images: Path, network: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'mobilefit[cluster]'")
+    budget = f"{latency(56) * 0.999:.6f}ms"
+    out = tmp_path / "run"
+    for workers, stop in ((2, "mobilefit.pipeline.race:append_jsonl:2"), (1, "")):
+        done = subprocess.run(
+            [sys.executable, str(Path(small.__file__).with_name("steady.py")),
+             *words(images, out, budget, seed_network=network, workers=workers)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "STOP": stop, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == (-signal.SIGKILL if stop else 0), done.stderr
+    assert record(out)["final_spec"] == record(finished)["final_spec"]
+    for rung, undisturbed in zip(race(out), race(finished), strict=True):
+        assert [s["name"] for s in rung["standings"]] == [s["name"] for s in undisturbed["standings"]]
+        for here, there in zip(rung["standings"], undisturbed["standings"]):
+            assert here["loss"] == pytest.approx(there["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"workers": 0}, "--workers is 0"),
+        ({"workers": 2, "cluster": "x"}, "give one of them"),
+        ({"cluster": "nonsense"}, "HOST:PORT or auto"),
+        ({"cluster": "127.0.0.1:1"}, "no Ray cluster answers at 127.0.0.1:1"),
+        ({"cluster": "auto"}, "Ray does not start at auto"),
+    ],
+)
+def test_workers_that_cannot_be(
+    options: dict[str, object], part: str, images: Path, network: Path, tmp_path: Path, refused: Refusal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pytest.importorskip("ray", reason="needs Ray: pip install 'mobilefit[cluster]'")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert part in refused(*words(images, tmp_path / "run", "1ms", seed_network=network, **options))
+    assert nothing_done(tmp_path / "run")
+
+
+def test_workers_without_ray(
+    images: Path, network: Path, tmp_path: Path, refused: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = refused(*words(images, tmp_path / "run", "1ms", seed_network=network, workers=2))
+    assert "pip install 'mobilefit[cluster]'" in message
+    assert nothing_done(tmp_path / "run")
+
+
+def nothing_done(folder: Path) -> bool:
+    """Whether nothing was measured or trained."""
+    return not folder.exists() or {path.name for path in folder.iterdir()} <= {"config.json", ".lock"}

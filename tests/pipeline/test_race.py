@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from mobilefit.arch import FAMILY
-from mobilefit.pipeline import race as races
 from mobilefit.pipeline.candidates import Candidate
 from mobilefit.pipeline.race import (
     HOPELESS,
@@ -22,7 +21,6 @@ from mobilefit.pipeline.race import (
     Rung,
     Standing,
     standings,
-    timed,
     to_dict,
 )
 from mobilefit.runs import read_jsonl
@@ -262,11 +260,3 @@ def test_workers_get_the_missing_ones_alone(tmp_path: Path, undisturbed: list[An
     ranking = Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS, by_size, run=backwards)
     assert batches == [[c.name for c in ENTRANTS[2:]]]
     assert summary(ranking) == undisturbed
-
-
-def test_a_timed_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 12.34567])
-    monkeypatch.setattr(races.time, "monotonic", lambda: next(clock))
-    losses = np.ones(3, np.float32)
-    result = timed(lambda candidate: (losses, 0.25))(ENTRANTS[0])
-    assert (result.losses is losses, result.score, result.seconds) == (True, 0.25, 2.346)

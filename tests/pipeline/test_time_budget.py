@@ -82,6 +82,14 @@ def test_a_rung_keeps_to_its_seconds() -> None:
     assert more.steps == 24 and more.seconds == 30.0
 
 
+def test_a_rung_on_workers_is_longer_where_time_is_short() -> None:
+    steps = [race_rung(5.0, 30.0, [0.25] * 4, per_epoch=40, parallel=n).steps for n in (1, 2, 4, 8)]
+    assert steps == [30, 60, 120, 120]  # no worker can do more than a candidate
+    assert race_rung(5.0, 30.0, [0.125, 0.5], per_epoch=40, parallel=2).steps == 60  # the slowest one counts
+    assert race_rung(5.0, 30.0, [0.25] * 3, per_epoch=40, parallel=2).steps == 60  # the third one waits
+    assert race_rung(2.0, 1e6, [0.25] * 4, per_epoch=40, parallel=4).steps == 80  # never more than asked for
+
+
 def test_a_rung_without_time_still_trains() -> None:
     plan = race_rung(2.0, 0.0, [0.5, 0.5], per_epoch=50)
     assert plan.steps == LEAST_STEPS and plan.seconds == LEAST_STEPS * 1.0  # and says what it takes

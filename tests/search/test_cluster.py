@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilefit.cluster import RayPool
 from mobilefit.errors import InputError
 from mobilefit.search import Evaluator, Outcome, Proxy, Reward, SearchSettings, search, strategy
 from mobilefit.search.cluster import ProxyOnRay
@@ -22,17 +23,17 @@ from .cluster_tasks import Crashing, Full, Noted, Slow, began, noted
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'mobilefit[cluster]'")
 HERE = Path(__file__).parents[1]
+SEARCH_PATH = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(scope="module")
 def two_cpus() -> Iterator[None]:
     """One local Ray for two trials at a time, over all of the module's tests: it starts slowly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE))  # the workers must find cluster_tasks
-        starter = ProxyOnRay(small.task(), workers=2)
-        starter._start()
-        yield
-        starter.close()
+        patch.setenv("PYTHONPATH", SEARCH_PATH)  # the workers must find cluster_tasks
+        with RayPool(workers=2) as pool:
+            pool.open()
+            yield
     assert not ray.is_initialized()
 
 
@@ -178,7 +179,7 @@ except KeyboardInterrupt:
 def test_ray_comes_with_the_first_evaluator_and_ctrl_c_ends_it_silently(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, str(notes)], env=os.environ | {"PYTHONPATH": str(HERE)},
+        [sys.executable, "-c", ENDLESS, str(notes)], env=os.environ | {"PYTHONPATH": SEARCH_PATH},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:

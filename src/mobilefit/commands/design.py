@@ -11,9 +11,10 @@ looked at once, at the end.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,11 @@ import numpy as np
 from mobilefit import adapt, arch, device, report
 from mobilefit.adapt import AdaptSettings
 from mobilefit.arch import NetSpec
+from mobilefit.cluster import RayPool
 from mobilefit.data import Preset
 from mobilefit.device import Latency, Phone
 from mobilefit.errors import InputError, QualityGateError
-from mobilefit.jobs import checks, kinds, lab, pretrained, searching
+from mobilefit.jobs import checks, kinds, lab, searching
 from mobilefit.jobs import plan as search_time
 from mobilefit.jobs.folder import RECORD, RunFolder
 from mobilefit.jobs.kinds import KINDS, Kind, source_of
@@ -41,8 +43,15 @@ from mobilefit.pipeline import candidates as networks_at
 from mobilefit.pipeline import time_budget
 from mobilefit.pipeline.candidates import Candidate, Sizes
 from mobilefit.pipeline.initial_weights import AUTO, InitialWeights, covers, pretrained_sources
-from mobilefit.pipeline.probe import probe_losses
-from mobilefit.pipeline.race import Losses, Race, Rung, Standing, timed, to_dict
+from mobilefit.pipeline.race import Judge, Losses, Race, Rung, Standing, to_dict
+from mobilefit.pipeline.race_task import (
+    FeatureProbe,
+    Initial,
+    ShortTraining,
+    ShrunkWeights,
+    TeacherFile,
+    judged_by,
+)
 from mobilefit.pipeline.time_budget import AdaptPlan, SpeedModel, StagePlan
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
@@ -127,6 +136,11 @@ class DesignConfig:
     )
     max_drop: float = option(1.0, help="most points of accuracy, mAP or mIoU that int8 may lose: more is exit code 3")
     table: Path | None = option(None, help="latency table of this device, from an earlier run")
+    workers: int | None = option(
+        None, help="candidates of the race trained at a time, on Ray (pip install 'mobilefit[cluster]'), each with one "
+        "thread (default: one after the other, with all threads)"
+    )
+    cluster: str | None = option(None, help="HOST:PORT of a Ray cluster, or auto: as many candidates at a time as it has room for")
     device: str = device_option()
     benchmark_model: Path | None = tool_option()
     out: Path | None = option(None, help="run folder (default: runs/design-...)")
@@ -158,13 +172,29 @@ def design(config: DesignConfig) -> dict[str, Any]:
     if run.finished:
         log(f"{run.path} holds this run, finished; delete the folder to run it again")
     else:
-        with device.opened(config.device, tool=config.benchmark_model, say=log) as phone:
+        with ray_pool(config) as pool, device.opened(config.device, tool=config.benchmark_model, say=log) as phone:
             lab.check_table(config.table, run.path, phone)
             task = task_of(config)
             data = task.load(source_of(config, log))
             lab.check_held_out(data)
-            _Design(config, task, budgets, run, data, log, phone).run_all()
+            _Design(config, task, budgets, run, data, log, phone, pool).run_all()
     return _closing(run, config)
+
+
+@contextlib.contextmanager
+def ray_pool(config: DesignConfig) -> Iterator[RayPool | None]:
+    """The workers that the race's candidates are trained by; ``None``: this process trains them.
+
+    Raises:
+        InputError: Ray is not installed, or there is no such cluster.
+    """
+    if config.workers is None and config.cluster is None:
+        yield None
+        return
+    with RayPool(workers=config.workers or 1, address=config.cluster) as pool:
+        if config.cluster is not None:
+            pool.open()
+        yield pool
 
 
 def parse_budgets(text: str) -> list[Budget]:
@@ -212,7 +242,7 @@ def task_of(config: DesignConfig) -> Kind:
 def _check(config: DesignConfig) -> None:
     lab.check_positive(
         resolution=config.resolution, columns=config.columns, minutes=config.minutes, seeds=config.seeds,
-        delta=config.delta, epochs=config.epochs, trials=config.trials, top=config.top,
+        delta=config.delta, epochs=config.epochs, trials=config.trials, top=config.top, workers=config.workers,
     )  # fmt: skip
     AdaptSettings(target_ms=1.0, delta=config.delta or 0.01, rule=config.rule)  # late is too late
     task = task_of(config).task
@@ -226,6 +256,10 @@ def _check(config: DesignConfig) -> None:
         raise InputError(
             f"{config.weights[0]} are one network's weights, and a search tries many",
             "leave --search out, and name the network with --seed-network",
+        )
+    if config.workers is not None and config.cluster is not None:
+        raise InputError(
+            "--workers counts trainings on this machine, a --cluster takes what it has room for", "give one of them"
         )
     searching.check_names(config.space, config.strategy, config.reward)
     device.check_target(config.device, config.benchmark_model)
@@ -269,8 +303,7 @@ class Entrant:
 
     kind: str
     candidate: Candidate
-    initial: Callable[[int], tuple[Network, Preset]]
-    """By the seed."""
+    initial: Initial
 
 
 class _Design:
@@ -278,8 +311,9 @@ class _Design:
 
     def __init__(
         self, config: DesignConfig, task: Kind, budgets: Sequence[Budget], run: RunFolder, data: Any,
-        log: Voice, phone: Phone | None,
+        log: Voice, phone: Phone | None, pool: RayPool | None,
     ) -> None:  # fmt: skip
+        self.pool = pool
         self.config, self.task, self.budgets = config, task, budgets
         self.run, self.data, self.log, self.phone = run, data, log, phone
         self.held_out = lab.held_out(data, time_budget.HELD_IMAGES, config.seed)
@@ -294,9 +328,11 @@ class _Design:
         self.larger: Trained | None = None
         self.networks: list[Sizes] = []
         self.reference_ms = 0.0
-        self.own_teacher: SoftTargets | None = None
+        self.own_teacher: TeacherFile | None = None
         self.recipe: Recipe
         self.speed: SpeedModel
+        self.trial_speed: SpeedModel
+        """Of a candidate's short training, which a worker does with one thread."""
         self.images_per_second: float
 
     def run_all(self) -> None:
@@ -311,6 +347,10 @@ class _Design:
         speed = self.run.stage("speed", self.measure_speed)
         self.speed = SpeedModel(madds=speed["madds"], seconds=1 / speed["training"])
         self.images_per_second = speed["evaluation"]
+        self.trial_speed = self.speed
+        if self.pool is not None:
+            one_thread = self.run.stage("speed of a worker", lambda: self.measure_speed(threads=1))
+            self.trial_speed = SpeedModel(madds=one_thread["madds"], seconds=1 / one_thread["training"])
         if self.space is not None and self.worth_searching(start["pretrained"]):
             self.networks.append(self.search(start))
         designs: dict[str, _ForBudget] = {}
@@ -424,12 +464,12 @@ class _Design:
         """Milliseconds of the int8 files of networks."""
         return [latency.median_ms for latency in lab.measured(specs, self.phone, CANDIDATE_RULE)]
 
-    def measure_speed(self) -> dict[str, float]:
+    def measure_speed(self, threads: int | None = None) -> dict[str, float]:
         """Train and evaluate the reference for a few seconds."""
         recipe = replace(self.recipe, distillation=0.0)
         preset = self.task.preset(self.data, self.reference)
         speed = search_time.speed(
-            network_for(self.reference, None), self.data, preset, recipe, self.task.port
+            network_for(self.reference, None), self.data, preset, recipe, self.task.port, threads
         )
         return {
             "madds": time_budget.training_madds(self.reference, recipe), "training": speed.training,
@@ -472,6 +512,7 @@ class _Design:
                 kind=self.task, space=self.space, strategy=self.config.strategy,
                 evaluator="supernet" if self.task.task == "classify" else "proxy", reward=reward,
                 plan=plan, recipe=self.recipe, seed=self.config.seed,
+                workers=self.config.workers or 1, cluster=self.config.cluster,
             ),
             self.run.path, self.data, self.task.preset(self.data, self.reference), self.table,
             start["reference_ms"], self.log,
@@ -508,7 +549,7 @@ class _Design:
         held = len(self.held_out)
         steps = search_time.proxy_steps(seconds, speed, self.recipe.batch_size, c.trials, held)
         return search_time.search_by_proxy(
-            seconds, self.space, speed, self.recipe.batch_size, c.trials, c.top, steps, held, 1
+            seconds, self.space, speed, self.recipe.batch_size, c.trials, c.top, steps, held, c.workers or 1
         )
 
     def plan_searched(self, count: int) -> StagePlan:
@@ -532,6 +573,13 @@ class _Design:
         """Steps of a pass over the training images."""
         return time_budget.epoch_steps(len(self.data.train), self.recipe)
 
+    def rung_plan(self, epochs: float, seconds: float, candidates: Sequence[Candidate]) -> StagePlan:
+        """A rung of the race within some seconds."""
+        batch, speed = self.recipe.batch_size, self.trial_speed
+        step_seconds = [batch * speed.image(time_budget.training_madds(c.spec, self.recipe)) for c in candidates]
+        parallel = 1 if self.pool is None else self.pool.parallel
+        return time_budget.race_rung(epochs, seconds, step_seconds, self.per_epoch, parallel)
+
     def full_plan(self, seconds: float, step_seconds: Sequence[float]) -> StagePlan:
         """Full trainings within some seconds, or as long as the user wants them."""
         pretrained = any(network.weights is not None and network.origin == "family" for network in self.networks)
@@ -549,7 +597,7 @@ class _Design:
 
     def train(
         self, name: str, label: str, steps: int, seed: int, initial: Callable[[int], tuple[Network, Preset]],
-        teacher: SoftTargets | None, *, kind: str,
+        teacher: SoftTargets | TeacherFile | None, *, kind: str,
     ) -> Trained:  # fmt: skip
         """A network trained in full; taken up where it stopped."""
         folder = self.run.path / "train" / f"{name}-{seed}"
@@ -564,20 +612,48 @@ class _Design:
 
     def fit(
         self, network: Network, preset: Preset, steps: int, seed: int, folder: Path, label: str | None,
-        teacher: SoftTargets | None,
+        teacher: SoftTargets | TeacherFile | None,
     ) -> None:  # fmt: skip
         """Train in place, going on from the folder's checkpoint if there is one; learn how fast it was."""
-        share = TEACHING if teacher is not None else 0.0
-        recipe = time_budget.distilled(self.recipe, share) if share else replace(self.recipe, distillation=0.0)
         result = lab.train(
-            network, self.data, preset, recipe, task=self.task.port, steps=steps, seed=seed,
-            folder=folder, label=label, teacher=teacher,
+            network, self.data, preset, self.training_recipe(teacher), task=self.task.port, steps=steps,
+            seed=seed, folder=folder, label=label,
+            teacher=teacher.opened() if isinstance(teacher, TeacherFile) else teacher,
         )  # fmt: skip
-        if result.images_per_second:
-            madds = time_budget.training_madds(network.spec, recipe)
-            self.speed.learn(madds, 1 / result.images_per_second)
+        self.learn_speed(self.speed, network.spec, result.images_per_second)
 
-    def soft_targets(self, larger: Trained | None) -> SoftTargets | None:
+    def training_recipe(self, teacher: SoftTargets | TeacherFile | None) -> Recipe:
+        """The recipe of a training with or without a teacher."""
+        if teacher is None:
+            return replace(self.recipe, distillation=0.0)
+        return time_budget.distilled(self.recipe, TEACHING)
+
+    def learn_speed(self, speed: SpeedModel, spec: NetSpec, images_per_second: float) -> None:
+        """Update a speed from a training; 0 images per second: it had no steps left to do."""
+        if images_per_second:
+            speed.learn(time_budget.training_madds(spec, self.recipe), 1 / images_per_second)
+
+    def rung(self, rung: Rung, candidates: Sequence[Candidate], judge: Judge) -> list[Standing]:
+        """One rung of the race, here or on the workers, which then end: latencies are measured without them."""
+        if self.pool is None:
+            return self.race.rung(rung, candidates, judge)
+        standings = self.race.rung(rung, candidates, judge, run=self.pool.map)
+        if self.config.cluster is None:
+            self.pool.close()
+        return standings
+
+    def short_training(
+        self, rung: str, steps: int, entrants: Sequence[Entrant], teacher: SoftTargets | TeacherFile | None
+    ) -> ShortTraining:
+        """What a rung does with each of its candidates."""
+        return ShortTraining(
+            task=self.task, data=self.data, held_out=self.held_out,
+            initial={entrant.candidate.slug: entrant.initial for entrant in entrants},
+            recipe=self.training_recipe(teacher), teacher=teacher, steps=steps, seed=self.config.seed,
+            folder=self.race.folder / rung, quiet=self.config.quiet or self.pool is not None,
+        )  # fmt: skip
+
+    def soft_targets(self, larger: Trained | None) -> SoftTargets | TeacherFile | None:
         """Who teaches, its answers kept on disk for all that learn from them; ``None``: nobody does."""
         if self.own_teacher is not None or larger is None or self.task.task != "classify":
             return self.own_teacher
@@ -585,7 +661,7 @@ class _Design:
             network=larger.network.eval(), preset=larger.preset, cache=self.run.path / TEACHER
         )
 
-    def _own_teacher(self) -> SoftTargets | None:
+    def _own_teacher(self) -> TeacherFile | None:
         """The teacher that the user brought.
 
         Raises:
@@ -593,18 +669,16 @@ class _Design:
         """
         if self.config.teacher is None:
             return None
-        teacher = pretrained.teacher(
-            self.config.teacher, self.task.preset(self.data, self.reference), self.data.classes,
-            quiet=self.config.quiet,
+        teacher = TeacherFile(
+            source=self.config.teacher, preset=self.task.preset(self.data, self.reference),
+            classes=tuple(self.data.classes), quiet=self.config.quiet, cache=self.run.path / TEACHER,
         )  # fmt: skip
-        return teacher.soft_targets(self.run.path / TEACHER)
+        teacher.opened()  # a bad file is refused before anything is measured
+        return teacher
 
     def judge(self, network: Network, preset: Preset) -> tuple[Losses, float]:
         """Losses of the held-out images, and the task's score."""
-        evaluation = self.task.port.evaluate(network, self.held_out, preset)
-        score = evaluation.row()[self.task.port.score]
-        losses = getattr(evaluation, "losses", None)
-        return (np.array([1 - score], np.float32) if losses is None else losses), score
+        return judged_by(self.task, network, self.held_out, preset)
 
     def finish_several(self, designs: dict[str, _ForBudget]) -> None:
         """One record and one frontier of several budgets."""
@@ -729,53 +803,38 @@ class _ForBudget:
         pretrained = self.task.task == "classify" and all(candidate.weights is not None for candidate in contenders)
         if pretrained and len(contenders) > PROBED:
             rung = Rung(name=f"{self.prefix}probe", survivors=AFTER_PROBE, what="frozen features")
-            standings = c.race.rung(rung, contenders, timed(self.probe))
-            contenders = self.survivors(rung, standings)
+            probe = FeatureProbe(
+                data=self.data, held_out=c.held_out, seed=self.config.seed,
+                initial={contender.slug: self.initial(contender, None) for contender in contenders},
+            )  # fmt: skip
+            contenders = self.survivors(rung, c.rung(rung, contenders, probe))
         if len(contenders) > 1:
             name = f"{self.prefix}rung_1"
-            plan = self.planned("rung_1", lambda: time_budget.race_rung(
-                time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2,
-                [c.step_seconds(candidate.spec) for candidate in contenders], c.per_epoch,
+            plan = self.planned("rung_1", lambda: c.rung_plan(
+                time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders
             ))  # fmt: skip
             rung = Rung(name=name, survivors=FINALISTS, what=f"short trainings ({plan['epochs']:.1f} epochs)")
-            judge = partial(self.brief, name, plan["steps"], None, None)
-            contenders = self.survivors(rung, c.race.rung(rung, contenders, timed(judge)))
+            entrants = [
+                Entrant(kind="candidate", candidate=contender, initial=self.initial(contender, None))
+                for contender in contenders
+            ]
+            judge = c.short_training(name, plan["steps"], entrants, c.soft_targets(None))
+            contenders = self.survivors(rung, c.rung(rung, contenders, judge))
         return contenders
 
     def survivors(self, rung: Rung, standings: list[Standing]) -> list[Candidate]:
-        """Who goes on; the standings are kept for the record."""
+        """Who goes on; the standings are kept for the record, and the best one's speed for the next plan."""
+        for standing in reversed(standings):
+            self.design.learn_speed(
+                self.design.trial_speed, standing.candidate.spec, standing.judged.images_per_second
+            )
         self.rungs.append({"rung": rung.name, "what": rung.what, "standings": [to_dict(s) for s in standings]})
         return [standing.candidate for standing in standings if standing.survives]
 
-    def probe(self, candidate: Candidate) -> tuple[Losses, float]:
-        """A linear classifier on the features of pretrained weights."""
-        network, preset = self.design.weights_from(None).network(
-            candidate.spec, candidate.weights, self.config.seed, candidate.whole
-        )
-        losses = probe_losses(network, preset, self.data.train, self.design.held_out)
-        return losses, float((losses < np.log(2)).mean())
-
-    def brief(
-        self, rung: str, steps: int, larger: Trained | None, entrants: dict[str, Entrant] | None,
-        candidate: Candidate,
-    ) -> tuple[Losses, float]:  # fmt: skip
-        """A candidate after a short training."""
-        c, seed = self.design, self.config.seed
-        initial = self.initial(candidate, larger) if entrants is None else entrants[candidate.slug].initial
-        network, preset = initial(seed)
-        folder = c.race.folder / rung / candidate.slug
-        c.fit(
-            network, preset, steps, seed, folder, self.log.label(f"{candidate.name}, {steps} steps"),
-            c.soft_targets(larger),
-        )  # fmt: skip
-        judged = c.judge(network, preset)
-        lab.drop_checkpoints(folder)
-        return judged
-
-    def initial(self, candidate: Candidate, larger: Trained | None) -> Callable[[int], tuple[Network, Preset]]:
+    def initial(self, candidate: Candidate, larger: Trained | None) -> Initial:
         """What a candidate begins with: the larger network's weights, pretrained ones, or none."""
         weights = self.design.weights_from(larger)
-        return lambda seed: weights.network(candidate.spec, candidate.weights, seed, candidate.whole)
+        return partial(weights.network, candidate.spec, candidate.weights, whole=candidate.whole)
 
     # ---- the larger network
 
@@ -868,13 +927,11 @@ class _ForBudget:
             spec = self.netadapt(base, larger, start_ms, plan, folder)
         latency_ms = self.stage("adapted latency", lambda: c.measure([spec])[0])
         candidate = Candidate(spec=spec, latency_ms=latency_ms, origin="shrunk")
-
-        def initial(seed: int) -> tuple[Network, Preset]:
-            preset = replace(self.task.preset(self.data, spec), mean=larger.preset.mean, std=larger.preset.std)
-            if self.config.retrain == "scratch":
-                return network_for(spec, None, seed=seed), preset
-            return lab.last_step(folder, base), preset
-
+        initial = ShrunkWeights(
+            spec=spec,
+            preset=replace(self.task.preset(self.data, spec), mean=larger.preset.mean, std=larger.preset.std),
+            inherited=None if self.config.retrain == "scratch" else lab.last_step(folder, base),
+        )
         return Entrant(kind="adapted", candidate=candidate, initial=initial)
 
     def shrink_base(self, larger: Trained) -> Network | None:
@@ -930,15 +987,15 @@ class _ForBudget:
             return entrants[0]
         c = self.design
         name = f"{self.prefix}rung_2"
-        plan = self.planned("rung_2", lambda: time_budget.race_rung(
-            time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE,
-            [c.step_seconds(e.candidate.spec) for e in entrants], c.per_epoch,
+        plan = self.planned("rung_2", lambda: c.rung_plan(
+            time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants]
         ))  # fmt: skip
         by_slug = {entrant.candidate.slug: entrant for entrant in entrants}
-        how = "taught" if c.soft_targets(larger) else "untaught"
+        teacher = c.soft_targets(larger)
+        how = "untaught" if teacher is None else "taught"
         rung = Rung(name=name, survivors=1, what=f"finals ({plan['epochs']:.1f} epochs, {how})")
-        judge = partial(self.brief, name, plan["steps"], larger, by_slug)
-        standings = c.race.rung(rung, [e.candidate for e in entrants], timed(judge))
+        judge = c.short_training(name, plan["steps"], entrants, teacher)
+        standings = c.rung(rung, [e.candidate for e in entrants], judge)
         self.survivors(rung, standings)
         return by_slug[standings[0].candidate.slug]
 

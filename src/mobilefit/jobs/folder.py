@@ -16,7 +16,7 @@ from mobilefit.runs import LOCK, hold, machine, now, read_json, write_json
 
 T = TypeVar("T")
 RECORD = "record.json"
-PLACE_ONLY = {"out", "resume", "quiet"}
+PLACE_ONLY = {"out", "resume", "quiet", "workers", "cluster"}
 """Configuration that does not change the result."""
 
 

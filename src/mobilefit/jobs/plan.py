@@ -62,19 +62,21 @@ class SearchPlan:
 
 
 def speed(
-    network: nn.Module, data: Any, preset: Preset, recipe: Recipe, task: Task | None = None
-) -> Speed:
+    network: nn.Module, data: Any, preset: Preset, recipe: Recipe, task: Task | None = None,
+    threads: int | None = None,
+) -> Speed:  # fmt: skip
     """Time a few training steps of a network, which is spoilt, and a few evaluations.
 
     Args:
         task: whose kind the data are; ``None``: classification.
+        threads: of the training steps; ``None``: as a training in this process uses them.
     """
     task = task or Classify()
     batch = batch_size(recipe, len(data.train))
     short = replace(recipe, batch_size=batch, ema_decay=None)
     steps, seconds = 3, 0.0
     while seconds < PROBE_SECONDS:  # the first ones choose kernels and fill caches
-        found = train.fit(network, data.train, preset=preset, recipe=short, task=task, steps=steps)
+        found = train.fit(network, data.train, preset=preset, recipe=short, task=task, steps=steps, threads=threads)
         steps, seconds = 3 * steps, found.seconds
     images = lab.held_out(data, 4 * batch, 0)
     task.evaluate(network, images, preset)

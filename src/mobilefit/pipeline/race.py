@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,8 @@ class Judged:
     score: float
     """The task's: top-1, mAP or mIoU, 0 to 1."""
     seconds: float
+    images_per_second: float = 0.0
+    """In training; 0: not measured, or in an earlier run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,17 +161,6 @@ def standings(results: Sequence[tuple[Candidate, Judged]], survivors: int) -> li
             survives=rank < survivors and not hopeless,
         ))  # fmt: skip
     return standing
-
-
-def timed(judge: Callable[[Candidate], tuple[Losses, float]]) -> Judge:
-    """A judge from a function that gives losses and score: it takes the time."""
-
-    def judged(candidate: Candidate) -> Judged:
-        began = time.monotonic()
-        losses, score = judge(candidate)
-        return Judged(losses=losses, score=score, seconds=round(time.monotonic() - began, 3))
-
-    return judged
 
 
 def to_dict(standing: Standing) -> dict[str, Any]:

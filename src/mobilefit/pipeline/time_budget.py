@@ -8,6 +8,7 @@ that an interrupted run does the same. What there is no time for is left out, an
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,16 +105,25 @@ def for_steps(steps: int, per_epoch: int, seconds: float) -> StagePlan:
 
 
 def race_rung(
-    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int
+    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int, parallel: int = 1
 ) -> StagePlan:
     """A rung: ``epochs`` of every candidate, or as many steps of each as the seconds allow.
 
     Args:
         step_seconds: of each candidate.
+        parallel: candidates that are trained at a time.
     """
-    each = sum(step_seconds)
+    each = makespan(step_seconds, parallel)
     steps = max(LEAST_STEPS, min(math.ceil(epochs * per_epoch), int(seconds / max(each, 1e-9))))
     return for_steps(steps, per_epoch, steps * each)
+
+
+def makespan(seconds: Sequence[float], parallel: int) -> float:
+    """Seconds until all tasks are done, if each worker takes the next one as soon as it is free."""
+    free_at = [0.0] * parallel
+    for task in seconds:
+        heapq.heappush(free_at, heapq.heappop(free_at) + task)
+    return max(free_at)
 
 
 def full_training(

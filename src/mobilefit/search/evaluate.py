@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilefit.arch import NetSpec
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, one_line
 from mobilefit.search.strategy import Tokens
 
 
@@ -116,9 +116,3 @@ def outcome(
         number=number, accuracy=accuracy if error is None else None, error=error,
         seconds=round(clock() - began, 3),
     )  # fmt: skip
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
