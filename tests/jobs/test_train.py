@@ -75,6 +75,7 @@ def test_a_taken_core_is_named_before_the_training(
     others: float, line: str | None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(loop, "_last_warning", None)
     monkeypatch.setattr(loop, "recent_usage", lambda: CoreUsage(cores=2, others=others))
     assert run(*(word for word in words(world, tmp_path) if word != "--quiet")) == 0
     printed = [text for text in capsys.readouterr().err.splitlines() if "busy" in text]

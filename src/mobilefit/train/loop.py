@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mobilefit.cores import CoreUsage, recent_usage
+from mobilefit.cores import recent_usage
 from mobilefit.data import Preset, by_workers
 from mobilefit.data.images import worker_count
 from mobilefit.errors import InputError
@@ -158,18 +158,19 @@ def _require_parts(recipe: Recipe, fabric: Fabric) -> None:
         )
 
 
-_last_warning: CoreUsage | None = None
+_last_warning: str | None = None
 
 
 def _warn_of_busy_cores(log: Voice, fabric: Fabric) -> None:
-    """Log a line where other work takes cores; once a sample, which many short trainings may share."""
+    """Log a line where other work takes cores; the same one once, not for each of many short trainings."""
     global _last_warning
     if log.quiet or fabric.device.type != "cpu" or fabric.world_size > 1:  # the other processes are no other work
         return
     usage = recent_usage()
-    if usage is not None and usage is not _last_warning and usage.message is not None:
-        _last_warning = usage
-        log(usage.message)
+    message = None if usage is None else usage.message
+    if message is not None and message != _last_warning:
+        log(message)
+    _last_warning = message
 
 
 def _may_adapt(recipe: Recipe, fabric: Fabric) -> bool:
