@@ -32,7 +32,9 @@ def words(world: World, out: Path, verb: str = "search", **changes: object) -> l
     options: dict[str, object] = {
         "latency": "90%", "space": world.space, "resolution": 32, "trials": 24, "epochs": 1, "out": out,
     }  # fmt: skip
-    options |= {"top": 2} if verb == "search" else {"delta": 0.05, "tune_steps": 2}
+    options |= {"top": 2} if verb == "search" else {
+        "seed_network": "search", "delta": 0.05, "tune_steps": 2,
+    }  # fmt: skip
     options |= changes
     found = [verb, str(options.pop("data", world.images))]
     for name, value in options.items():

@@ -16,8 +16,8 @@ from mobilefit.arch import Block, ClassifierHead, Conv, NetSpec
 from mobilefit.data import ImageSet, Preset
 from mobilefit.data.images import ArraySource
 from mobilefit.nn import Network, build
-from mobilefit.pipeline import probe
-from mobilefit.pipeline.probe import probe_losses
+from mobilefit.pipeline import probe as probe_module
+from mobilefit.pipeline.probe import probe
 
 SIDE, CLASSES = 16, 4
 SPEC = NetSpec(
@@ -48,7 +48,7 @@ def network() -> Network:
 def set_features(monkeypatch: pytest.MonkeyPatch, features: Callable[[ImageSet], Tensor]) -> None:
     """Features by construction, in the place of a network's."""
     monkeypatch.setattr(
-        probe, "logits_of", lambda network, image_set, preset: features(image_set).numpy()
+        probe_module, "logits_of", lambda network, image_set, preset: features(image_set).numpy()
     )
 
 
@@ -62,8 +62,8 @@ def test_separable_features_are_learned(network: Network, monkeypatch: pytest.Mo
         return scale * (corners + 0.05 * noise + 2.0)
 
     set_features(monkeypatch, features)
-    losses = probe_losses(network, PRESET, images(120, 0), images(60, 1))
-    assert losses.shape == (60,) and losses.dtype == np.float32
+    losses, accuracy = probe(network, PRESET, images(120, 0), images(60, 1))
+    assert accuracy == 1.0 and losses.shape == (60,) and losses.dtype == np.float32
     assert losses.max() < 0.1
 
 
@@ -76,10 +76,10 @@ def test_features_that_say_nothing_give_the_log_of_the_classes(
         return torch.full((len(image_set), 6), 3.25)
 
     set_features(monkeypatch, constant)
-    even = probe_losses(network, PRESET, images(400, 0), images(80, 1))
+    even, _ = probe(network, PRESET, images(400, 0), images(80, 1))
     assert np.allclose(even, math.log(CLASSES), atol=1e-3)
     labels = np.array([0, 0, 0, 1, 2, 3] * 40)
-    skewed = probe_losses(network, PRESET, images(240, 0, labels), images(60, 1, labels[:60]))
+    skewed, _ = probe(network, PRESET, images(240, 0, labels), images(60, 1, labels[:60]))
     assert skewed.mean() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(6), abs=1e-3)
 
 
@@ -87,13 +87,13 @@ def test_labels_at_random_give_no_less_than_chance(network: Network) -> None:
     rng = np.random.default_rng(5)
     train = images(800, 0, rng.integers(0, CLASSES, 800))
     held_out = images(200, 1, rng.integers(0, CLASSES, 200))
-    losses = probe_losses(network, PRESET, train, held_out)
+    losses, _ = probe(network, PRESET, train, held_out)
     assert losses.mean() == pytest.approx(math.log(CLASSES), abs=0.15)
 
 
 def test_a_networks_own_features_tell_shades_apart(network: Network) -> None:
     """Random filters already keep the brightness."""
-    losses = probe_losses(network, PRESET, images(200, 0), images(80, 1))
+    losses, _ = probe(network, PRESET, images(200, 0), images(80, 1))
     assert losses.mean() < 0.1
 
 
@@ -101,21 +101,21 @@ def test_it_ranks_a_network_that_sees_above_one_that_does_not(network: Network) 
     blind = build(SPEC)
     with torch.no_grad():
         next(blind.parameters()).zero_()  # of the first convolution: nothing of the image passes
-    seeing = probe_losses(network, PRESET, images(200, 0), images(80, 1))
-    assert seeing.mean() < 0.2 * probe_losses(blind, PRESET, images(200, 0), images(80, 1)).mean()
+    seeing, _ = probe(network, PRESET, images(200, 0), images(80, 1))
+    assert seeing.mean() < 0.2 * probe(blind, PRESET, images(200, 0), images(80, 1))[0].mean()
 
 
 def test_the_network_is_as_before(network: Network) -> None:
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     logits = network.head.logits
-    first = probe_losses(network, PRESET, images(40, 0), images(20, 1))
+    first, _ = probe(network, PRESET, images(40, 0), images(20, 1))
     assert network.head.logits is logits and network.training
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(parameter.grad is None for parameter in network.parameters())
-    assert np.array_equal(first, probe_losses(network, PRESET, images(40, 0), images(20, 1)))
+    assert np.array_equal(first, probe(network, PRESET, images(40, 0), images(20, 1))[0])
 
 
 def test_the_last_layer_comes_back_after_a_failure(
@@ -126,9 +126,9 @@ def test_the_last_layer_comes_back_after_a_failure(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(probe, "logits_of", fail)
+    monkeypatch.setattr(probe_module, "logits_of", fail)
     with pytest.raises(MemoryError):
-        probe_losses(network, PRESET, images(8, 0), images(8, 1))
+        probe(network, PRESET, images(8, 0), images(8, 1))
     assert network.head.logits is logits
 
 
@@ -137,14 +137,14 @@ def test_how_many_classes_the_network_was_trained_with_does_not_matter() -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         wide = build(replace(SPEC, head=replace(SPEC.head, num_classes=1000)))
-    losses = probe_losses(wide, PRESET, images(100, 0), images(40, 1))
+    losses, _ = probe(wide, PRESET, images(100, 0), images(40, 1))
     assert losses.shape == (40,) and losses.mean() < 0.3
 
 
 def test_a_class_that_only_the_held_out_images_have(network: Network) -> None:
     """No training image of the last class: its held-out images are lost, the others are not."""
     train = images(90, 0).subset(np.flatnonzero(images(90, 0).labels < 3))
-    losses = probe_losses(network, PRESET, train, images(40, 1))
+    losses, _ = probe(network, PRESET, train, images(40, 1))
     assert losses.shape == (40,)
     labels = images(40, 1).labels
     assert losses[labels < 3].mean() < 0.2 < losses[labels == 3].min()

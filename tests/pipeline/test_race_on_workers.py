@@ -180,6 +180,7 @@ def test_a_worker_that_is_always_lost_is_an_error_of_one_line(two_workers: RayPo
 
 
 def test_a_cluster_takes_as_many_as_it_has_cpus_for(two_workers: RayPool) -> None:
+    two_workers.open()  # it ends with an error of the test before
     with RayPool(address="auto") as pool, RayPool(address="auto", cpus=2) as wide:
         assert (pool.parallel, wide.parallel) == (2, 1)
     assert ray.is_initialized()  # it was there before

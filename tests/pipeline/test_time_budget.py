@@ -17,8 +17,8 @@ from mobilefit.pipeline.time_budget import (
     LEAST_TUNE_STEPS,
     MOST_TUNE_STEPS,
     AdaptPlan,
+    RungPlan,
     SpeedModel,
-    StagePlan,
     batch_size,
     distilled,
     duration,
@@ -70,33 +70,45 @@ def test_few_images_make_small_batches(images: int, batch: int) -> None:
 # ---- the race and the full trainings
 
 
-def test_a_rung_is_as_long_as_it_should_be_if_there_is_time() -> None:
-    plan = race_rung(2.0, 1000.0, [0.1, 0.2, 0.3], per_epoch=50)
-    assert plan == StagePlan(steps=100, epochs=2.0, seconds=60.0)
+def test_a_rung_is_as_long_as_it_should_be_where_there_is_time() -> None:
+    plan = race_rung(2.0, 1000.0, [0.1, 0.2, 0.3], per_epoch=50, evaluation_seconds=4.0)
+    assert plan == RungPlan(steps=100, epochs=2.0, seconds=60.0 + 12.0, candidates=3)
 
 
 def test_a_rung_keeps_to_its_seconds() -> None:
-    plan = race_rung(5.0, 30.0, [0.125, 0.125, 0.5], per_epoch=40)
-    assert plan == StagePlan(steps=40, epochs=1.0, seconds=30.0)  # 30 s / 0.75 s, of each
-    more = race_rung(5.0, 30.0, [0.125] * 10, per_epoch=40)
-    assert more.steps == 24 and more.seconds == 30.0
+    plan = race_rung(5.0, 75.0, [0.125, 0.125, 0.5], per_epoch=40, evaluation_seconds=5.0)
+    assert plan == RungPlan(steps=80, epochs=2.0, seconds=75.0, candidates=3)  # 60 s / 0.75 s, of each
 
 
-def test_a_rung_on_workers_is_longer_where_time_is_short() -> None:
-    steps = [race_rung(5.0, 30.0, [0.25] * 4, per_epoch=40, parallel=n).steps for n in (1, 2, 4, 8)]
-    assert steps == [30, 60, 120, 120]  # no worker can do more than a candidate
-    assert race_rung(5.0, 30.0, [0.125, 0.5], per_epoch=40, parallel=2).steps == 60  # the slowest one counts
-    assert race_rung(5.0, 30.0, [0.25] * 3, per_epoch=40, parallel=2).steps == 60  # the third one waits
-    assert race_rung(2.0, 1e6, [0.25] * 4, per_epoch=40, parallel=4).steps == 80  # never more than asked for
+def test_workers_share_a_rung() -> None:
+    def steps(step_seconds: list[float], parallel: int, seconds: float = 30.0) -> int:
+        return race_rung(
+            5.0, seconds, step_seconds, per_epoch=40, evaluation_seconds=0.0, parallel=parallel
+        ).steps  # fmt: skip
+
+    assert [steps([0.125] * 4, n) for n in (1, 2, 4, 8)] == [60, 120, 200, 200]  # never more than asked for
+    assert steps([0.125, 0.5], 2) == 60  # the slowest one counts
+    assert steps([0.25] * 3, 2) == 60  # the third one waits
 
 
-def test_a_rung_without_time_still_trains() -> None:
-    plan = race_rung(2.0, 0.0, [0.5, 0.5], per_epoch=50)
-    assert plan.steps == LEAST_STEPS and plan.seconds == LEAST_STEPS * 1.0  # and says what it takes
+def test_the_last_candidates_go_where_there_is_no_time_for_all() -> None:
+    plan = race_rung(5.0, 30.0, [0.125] * 10, per_epoch=40, evaluation_seconds=0.0)
+    assert plan.candidates == 4 and plan.steps == 60 and plan.seconds == 30.0
+    assert race_rung(5.0, 30.0, [0.125] * 10, per_epoch=40, evaluation_seconds=2.5).candidates == 3
+
+
+def test_a_rung_without_time_is_none() -> None:
+    plan = race_rung(2.0, 0.0, [0.5, 0.5], per_epoch=50, evaluation_seconds=1.0)
+    assert (plan.candidates, plan.steps, plan.seconds) == (1, 0, 0.0)
+
+
+def test_few_images_need_few_steps() -> None:
+    plan = race_rung(2.0, 10.0, [0.5, 0.5], per_epoch=4, evaluation_seconds=0.5)
+    assert (plan.candidates, plan.steps) == (2, 8)  # two epochs are fewer than the least
 
 
 def test_part_of_an_epoch_is_rounded_up() -> None:
-    assert race_rung(0.5, 1e6, [1e-3], per_epoch=51).steps == 26
+    assert race_rung(0.5, 1e6, [1e-3] * 2, per_epoch=51, evaluation_seconds=0.0).steps == 26
 
 
 def test_full_trainings_share_the_seconds() -> None:
@@ -192,8 +204,8 @@ def test_what_the_user_says_of_netadapt_is_done() -> None:
 def test_a_plan_comes_back_from_json() -> None:
     plan = adapted(3600.0)
     assert AdaptPlan(**plan.to_dict()) == plan
-    stage = race_rung(2.0, 60.0, [0.1], per_epoch=50)
-    assert StagePlan(**stage.to_dict()) == stage
+    stage = race_rung(2.0, 60.0, [0.1] * 2, per_epoch=50, evaluation_seconds=0.0)
+    assert RungPlan(**stage.to_dict()) == stage
 
 
 # ---- the rest

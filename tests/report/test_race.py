@@ -41,13 +41,6 @@ def test_every_candidate_of_every_rung() -> None:
     ]  # fmt: skip
 
 
-def test_what_a_probes_score_is() -> None:
-    probe, first, _ = race.rungs(raced_record(), CLASSIFY)
-    assert probe.header[3] == "true class over 50 %" and first.header[3] == "accuracy, held out"
-    named = {"race": [{**example_race()[0], "rung": "0.42ms probe"}]}
-    assert race.rungs(named, CLASSIFY)[0].header[3] == "true class over 50 %"
-
-
 def test_origins_are_left_out_where_all_are_the_same() -> None:
     content = raced_record()
     for row in content["race"][1]["standings"]:

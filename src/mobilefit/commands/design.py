@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -52,7 +52,7 @@ from mobilefit.pipeline.race_task import (
     TeacherFile,
     judged_by,
 )
-from mobilefit.pipeline.time_budget import AdaptPlan, SpeedModel, StagePlan
+from mobilefit.pipeline.time_budget import AdaptPlan, RungPlan, SpeedModel, StagePlan
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
 from mobilefit.runtime import StopRule
@@ -83,6 +83,7 @@ CANDIDATE_RULE = StopRule(max_seconds=0.5)
 JUDGED_AGAIN = 3
 """Measurements of a network that seems to be over the budget by less than the noise."""
 
+T = TypeVar("T")
 Shrink = Literal["auto", "netadapt", "none"]
 Retrain = Literal["inherit", "scratch"]
 
@@ -573,12 +574,15 @@ class _Design:
         """Steps of a pass over the training images."""
         return time_budget.epoch_steps(len(self.data.train), self.recipe)
 
-    def rung_plan(self, epochs: float, seconds: float, candidates: Sequence[Candidate]) -> StagePlan:
+    def rung_plan(self, epochs: float, seconds: float, candidates: Sequence[Candidate]) -> RungPlan:
         """A rung of the race within some seconds."""
         batch, speed = self.recipe.batch_size, self.trial_speed
         step_seconds = [batch * speed.image(time_budget.training_madds(c.spec, self.recipe)) for c in candidates]
         parallel = 1 if self.pool is None else self.pool.parallel
-        return time_budget.race_rung(epochs, seconds, step_seconds, self.per_epoch, parallel)
+        return time_budget.race_rung(
+            epochs, seconds, step_seconds, self.per_epoch, parallel=parallel,
+            evaluation_seconds=len(self.held_out) / self.images_per_second,
+        )  # fmt: skip
 
     def full_plan(self, seconds: float, step_seconds: Sequence[float]) -> StagePlan:
         """Full trainings within some seconds, or as long as the user wants them."""
@@ -763,7 +767,7 @@ class _ForBudget:
         ]
         shrunk = self.shrunk(larger)
         if shrunk is not None:
-            entrants.append(shrunk)
+            entrants.insert(1, shrunk)  # it took a third of the time: the last to be left out but for the best one
         if not entrants:
             raise InputError(
                 f"nothing meets {self.budget_ms:.4g} ms, and --shrink none leaves the larger networks as they are",
@@ -772,6 +776,8 @@ class _ForBudget:
         winner = self.taught(entrants, larger)
         standing = self.standing(winner, larger)
         trained = self.trained([winner, *standing], larger)
+        if larger is None:  # the images are no larger: a smaller budget's networks learn from this one
+            self.design.larger = replace(trained[0], kind="seed")
         self.finish([] if larger is None else [larger], trained)
 
     def left(self) -> float:
@@ -808,19 +814,29 @@ class _ForBudget:
                 initial={contender.slug: self.initial(contender, None) for contender in contenders},
             )  # fmt: skip
             contenders = self.survivors(rung, c.rung(rung, contenders, probe))
-        if len(contenders) > 1:
-            name = f"{self.prefix}rung_1"
-            plan = self.planned("rung_1", lambda: c.rung_plan(
-                time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders
-            ))  # fmt: skip
-            rung = Rung(name=name, survivors=FINALISTS, what=f"short trainings ({plan['epochs']:.1f} epochs)")
-            entrants = [
-                Entrant(kind="candidate", candidate=contender, initial=self.initial(contender, None))
-                for contender in contenders
-            ]
-            judge = c.short_training(name, plan["steps"], entrants, c.soft_targets(None))
-            contenders = self.survivors(rung, c.rung(rung, contenders, judge))
-        return contenders
+        if len(contenders) < 2:
+            return contenders
+        name = f"{self.prefix}rung_1"
+        plan = self.planned("rung_1", lambda: c.rung_plan(
+            time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders
+        ))  # fmt: skip
+        contenders = self.affordable(contenders, plan)
+        if len(contenders) < 2:
+            return contenders
+        rung = Rung(name=name, survivors=FINALISTS, what=f"short trainings ({plan['epochs']:.1f} epochs)")
+        entrants = [
+            Entrant(kind="candidate", candidate=contender, initial=self.initial(contender, None))
+            for contender in contenders
+        ]
+        judge = c.short_training(name, plan["steps"], entrants, c.soft_targets(None))
+        return self.survivors(rung, c.rung(rung, contenders, judge))
+
+    def affordable(self, contenders: list[T], plan: dict[str, Any]) -> list[T]:
+        """The most promising ones, as many as there is time to train for long enough."""
+        count = plan["candidates"]
+        if count < len(contenders):
+            self.log(f"there is time for {count} of {len(contenders)} candidates: the first ones go on")
+        return contenders[:count]
 
     def survivors(self, rung: Rung, standings: list[Standing]) -> list[Candidate]:
         """Who goes on; the standings are kept for the record, and the best one's speed for the next plan."""
@@ -981,7 +997,7 @@ class _ForBudget:
             larger.network.spec, name="", input_size=spec.input_size, input_width=spec.input_width
         ) == replace(spec, name="", padding=larger.network.spec.padding, norm=larger.network.spec.norm)
 
-    def taught(self, entrants: Sequence[Entrant], larger: Trained | None) -> Entrant:
+    def taught(self, entrants: list[Entrant], larger: Trained | None) -> Entrant:
         """The winner: after a short training, taught by the larger network."""
         if len(entrants) == 1:
             return entrants[0]
@@ -990,6 +1006,9 @@ class _ForBudget:
         plan = self.planned("rung_2", lambda: c.rung_plan(
             time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants]
         ))  # fmt: skip
+        entrants = self.affordable(entrants, plan)
+        if len(entrants) < 2:
+            return entrants[0]
         by_slug = {entrant.candidate.slug: entrant for entrant in entrants}
         teacher = c.soft_targets(larger)
         how = "untaught" if teacher is None else "taught"

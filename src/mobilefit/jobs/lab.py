@@ -72,7 +72,7 @@ def recipe_for(name: str | None, weights: object | None, data: ClassificationDat
 
 def train(
     network: Network, data: Any, preset: Preset, recipe: Recipe, *, task: Task, steps: int,
-    seed: int, folder: Path, label: str | None, teacher: SoftTargets | None = None,
+    seed: int, folder: Path, label: str | None, teacher: SoftTargets | None = None, validate: bool = True,
 ) -> FitResult:  # fmt: skip
     """Train in place, going on from the folder's checkpoint if there is one.
 
@@ -80,9 +80,11 @@ def train(
         data: of the task's kind, with its ``train`` and ``holdout``.
         task: whose loss and score.
         teacher: who is learned from, by a recipe with distillation.
+        validate: whether the held-out images are looked at meanwhile, for the curves.
     """
     return fit(
-        network, data.train, preset=preset, recipe=recipe, task=task, validation=held_out(data, 2000, seed),
+        network, data.train, preset=preset, recipe=recipe, task=task,
+        validation=held_out(data, 2000, seed) if validate else None,
         seed=seed, steps=steps, out=folder, resume=True, progress=label,
         checkpoint_every=max(1, steps // 20), teacher=teacher,
     )  # fmt: skip

@@ -40,11 +40,11 @@ HEAD_SAVES = 0.25
 MOST_SCRATCH = 8
 """Candidates from scratch that race."""
 SCRATCH_FAMILY = (
-    "mobilenet_v3_small", "mobilenetv4_conv_small", "mobilenet_v3_large", "mobilenet_v2",
+    "mobilenetv4_conv_small", "mobilenet_v3_small", "mobilenet_v3_large", "mobilenet_v2",
     "efficientnet_lite0", "lcnet",
 )  # fmt: skip
-"""Networks that are tried from scratch, the most accurate at equal CPU time first (ImageNet, batch 1,
-by timm's benchmark and the papers): from scratch every width is a candidate, and the rest of the family
+"""Networks that are tried from scratch, the most accurate at equal int8 latency first (published accuracies,
+``results/benchmarks/family.md``): from scratch every width is a candidate, and the rest of the family
 is behind these at every latency."""
 
 

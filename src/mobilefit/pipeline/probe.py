@@ -25,10 +25,10 @@ ITERATIONS = 60
 """Of L-BFGS, at most."""
 
 
-def probe_losses(
+def probe(
     network: Network, preset: Preset, train_set: ImageSet, held_out: ImageSet
-) -> npt.NDArray[np.float32]:
-    """Cross-entropy [n], nats, of each held-out image by a linear classifier on frozen features.
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Cross-entropy [n], nats, of each held-out image by a linear classifier on frozen features, and its top-1.
 
     The features are what the classifier's last layer is given, of images cropped as in evaluation.
 
@@ -48,7 +48,7 @@ def probe_losses(
     weights = _fitted((features - mean) / std, train_labels, classes)
     scores = _with_bias((held_features - mean) / std) @ weights
     losses: npt.NDArray[np.float32] = nn.functional.cross_entropy(scores, labels, reduction="none").numpy()
-    return losses
+    return losses, float((scores.argmax(1) == labels).float().mean())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mobilefit.jobs.kinds import Kind
 from mobilefit.jobs.model import network_for
 from mobilefit.nn import Network
 from mobilefit.pipeline.candidates import Candidate
-from mobilefit.pipeline.probe import probe_losses
+from mobilefit.pipeline.probe import probe
 from mobilefit.pipeline.race import Judged, Losses
 from mobilefit.progress import Voice
 from mobilefit.train import Recipe, SoftTargets
@@ -107,7 +107,7 @@ class ShortTraining:
         folder = self.folder / candidate.slug
         result = lab.train(
             network, self.data, preset, self.recipe, task=self.task.port, steps=self.steps,
-            seed=self.seed, folder=folder, teacher=teacher,
+            seed=self.seed, folder=folder, teacher=teacher, validate=False,
             label=Voice(quiet=self.quiet).label(f"{candidate.name}, {self.steps} steps"),
         )  # fmt: skip
         losses, score = judged_by(self.task, network, self.held_out, preset)
@@ -129,11 +129,10 @@ class FeatureProbe:
     seed: int
 
     def __call__(self, candidate: Candidate) -> Judged:
-        """See :func:`.probe.probe_losses`."""
+        """See :func:`.probe.probe`."""
         began = time.monotonic()
         network, preset = self.initial[candidate.slug](self.seed)
-        losses = probe_losses(network, preset, self.data.train, self.held_out)
-        score = float((losses < np.log(2)).mean())
+        losses, score = probe(network, preset, self.data.train, self.held_out)
         return Judged(losses=losses, score=score, seconds=round(time.monotonic() - began, 3))
 
 

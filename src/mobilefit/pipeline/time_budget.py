@@ -29,6 +29,8 @@ LEAST_TUNE_STEPS = 15
 MOST_PRETRAINED_EPOCHS = 40
 """From pretrained weights: longer gains nothing on some thousand images (results/training)."""
 LEAST_STEPS = 20
+LEAST_RUNG_STEPS = 60
+"""Of a candidate's short training. After 20 from scratch networks are still at chance (Fashion-MNIST, 48 px)."""
 CUT = 1.3
 """About how much more than the least a NetAdapt step cuts, since widths go in steps of eight."""
 HELD_IMAGES = 2000
@@ -104,18 +106,38 @@ def for_steps(steps: int, per_epoch: int, seconds: float) -> StagePlan:
     return StagePlan(steps=steps, epochs=round(steps / per_epoch, 3), seconds=round(seconds, 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class RungPlan(StagePlan):
+    """How long the short trainings of a rung are, and of how many candidates."""
+
+    candidates: int
+    """The first so many; fewer than two: there is no time for the rung."""
+
+
 def race_rung(
-    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int, parallel: int = 1
-) -> StagePlan:
+    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int, *,
+    evaluation_seconds: float, parallel: int = 1,
+) -> RungPlan:  # fmt: skip
     """A rung: ``epochs`` of every candidate, or as many steps of each as the seconds allow.
 
+    A candidate that is trained for fewer than :data:`LEAST_RUNG_STEPS` is judged by its luck: where there is no
+    time for so many, the last candidates are left out.
+
     Args:
-        step_seconds: of each candidate.
+        step_seconds: of each candidate, the most promising first.
+        evaluation_seconds: of judging one.
         parallel: candidates that are trained at a time.
     """
-    each = makespan(step_seconds, parallel)
-    steps = max(LEAST_STEPS, min(math.ceil(epochs * per_epoch), int(seconds / max(each, 1e-9))))
-    return for_steps(steps, per_epoch, steps * each)
+    most = math.ceil(epochs * per_epoch)
+    least = min(LEAST_RUNG_STEPS, most)
+    for count in range(len(step_seconds), 1, -1):
+        each = makespan(step_seconds[:count], parallel)
+        judging = makespan([evaluation_seconds] * count, parallel)
+        steps = int((seconds - judging) / max(each, 1e-9))
+        if steps >= least:
+            steps = min(steps, most)
+            return RungPlan(candidates=count, **for_steps(steps, per_epoch, steps * each + judging).to_dict())
+    return RungPlan(candidates=min(1, len(step_seconds)), steps=0, epochs=0.0, seconds=0.0)
 
 
 def makespan(seconds: Sequence[float], parallel: int) -> float:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from mobilefit.report import units
 from mobilefit.report.measures import Measure, Row
 
-PROBE = "probe"
-"""The end of a rung's name whose score is of a linear classifier on frozen features."""
 ORIGINS = {
     "family": "family", "head": "family, narrower head", "width": "width multiplier", "shrunk": "NetAdapt",
     "searched": "search",
@@ -49,8 +47,6 @@ def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable
     standings: Sequence[Row] = rung["standings"]
     title = str(rung.get("what") or rung.get("rung") or "race")
     score = f"{measure.name}, held out"
-    if str(rung.get("rung")).endswith(PROBE):
-        score = "true class over 50 %"
     # Tasks without a loss of single images are ranked by 1 - score, which says nothing of its own.
     by_loss = measure.key == "val_top1"
     winner = last and sum(bool(row.get("survives")) for row in standings) == 1
