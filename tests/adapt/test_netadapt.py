@@ -154,6 +154,68 @@ def test_a_cut_that_few_groups_can_make_is_halved(
     assert all(part in difference(WIDE, spec) for part in parts)
 
 
+def quarrelling(pairs: set[frozenset[str]]) -> Callable[[Network], Judgement]:
+    """As the table has it, but two of these groups lose 20 points more when both shrink."""
+
+    def judged(network: Network) -> Judgement:
+        judgement = judge(network)
+        changed = {line.split()[0] for line in difference(WIDE, network.spec)}
+        extra = 0.2 * any(pair <= changed for pair in pairs)
+        return Judgement(score=judgement.score - extra, losses=judgement.losses + np.float32(extra))
+
+    return judged
+
+
+def joint_step(network: Network, folder: Path, *pairs: set[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What was judged together in the first step, and what was accepted."""
+    tool = quarrelling({frozenset(pair) for pair in pairs})
+    adapt(network, settings(0.5, delta=0.45), tools(judge=tool), folder)
+    return [row for row in events(folder, "joint") if row["step"] == 1], events(folder, "accepted")[0]
+
+
+def test_proposals_that_lose_more_together_are_taken_apart(seed_network: Network, tmp_path: Path) -> None:
+    peaceful, accepted = joint_step(seed_network, tmp_path / "peace")
+    (row,) = peaceful
+    parts = row["what"].split(", ")
+    assert row["holds"] and accepted["what"] == row["what"] and len(parts) > 1
+    assert row["loss_change"] == pytest.approx(row["foretold"], abs=row["excess_error"])
+    first, second = (part.split()[0] for part in parts[:2])
+    tried, accepted = joint_step(seed_network, tmp_path / "war", {first, second})
+    assert [row["what"].split(", ") for row in tried] == [parts[:count] for count in range(len(parts), 1, -1)]
+    assert not any(row["holds"] for row in tried)
+    assert all(row["excess"] == pytest.approx(0.2, abs=0.01) for row in tried)
+    assert accepted["what"] == parts[0]  # one is left, though it cuts less than the step was to
+    saved = load_network(next((tmp_path / "war").glob("step_*")))
+    assert saved.spec.id == events(tmp_path / "war", "accepted")[-1]["spec_id"]
+
+
+def test_only_the_worst_of_them_is_left_out(seed_network: Network, tmp_path: Path) -> None:
+    (row,), _ = joint_step(seed_network, tmp_path / "peace")
+    parts = row["what"].split(", ")
+    assert len(parts) > 2
+    tried, accepted = joint_step(seed_network, tmp_path / "war", {parts[1].split()[0], parts[-1].split()[0]})
+    assert [row["holds"] for row in tried] == [False, True]
+    assert accepted["what"] == ", ".join(parts[:-1]) == tried[-1]["what"]
+
+
+def test_without_losses_of_single_images_together_is_judged_by_the_score(
+    seed_network: Network, tmp_path: Path
+) -> None:
+    def whole(extra: float) -> Callable[[Network], Judgement]:
+        def judged(network: Network) -> Judgement:
+            changed = {line.split()[0] for line in difference(WIDE, network.spec)} - {"blocks.2.out"}
+            score = accuracy(network) - extra * (len(changed) > 1)  # one bottleneck has two lines
+            return Judgement(score=score, losses=np.array([1 - score], np.float32))
+
+        return judged
+
+    for extra, holds in ((0.001, True), (0.2, False)):
+        adapt(seed_network, settings(0.5, delta=0.45), tools(judge=whole(extra)), tmp_path / str(extra))
+        first = next(row for row in events(tmp_path / str(extra), "joint") if row["step"] == 1)
+        assert first["holds"] == holds
+        assert first["excess_error"] == pytest.approx((0.9 * 0.1 / IMAGES) ** 0.5, rel=0.01)
+
+
 def test_the_last_step_cuts_no_more_than_is_left(seed_network: Network, tmp_path: Path) -> None:
     """Else a network that is a hair over its target, and can lose no whole delta, would be refused."""
     found = adapt(seed_network, settings(0.9995, delta=0.99), tools(), tmp_path)
