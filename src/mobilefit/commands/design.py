@@ -546,18 +546,23 @@ class _Design:
         network, preset = initial(seed)
         if not path.exists():
             self.log(f"training {label}, seed {seed}" + (f", {steps} steps" if steps else ""))
-            self.fit(network, preset, steps, seed, folder, self.log.label(f"{label}, seed {seed}"), teacher)
+            self.fit(
+                network, preset, steps, seed, folder, self.log.label(f"{label}, seed {seed}"), teacher,
+                shrunk=kind == "adapted",
+            )  # fmt: skip
             save_weights(network, path, preset=preset.to_dict(), classes=self.data.classes)
             lab.drop_checkpoints(folder)
         return Trained(label=label, kind=kind, seed=seed, network=load_network(path), preset=preset)
 
     def fit(
         self, network: Network, preset: Preset, steps: int, seed: int, folder: Path, label: str | None,
-        teacher: SoftTargets | None,
+        teacher: SoftTargets | None, *, shrunk: bool = False,
     ) -> None:  # fmt: skip
         """Train in place, going on from the folder's checkpoint if there is one; learn how fast it was."""
         share = TEACHING if teacher is not None else 0.0
         recipe = time_budget.distilled(self.recipe, share) if share else replace(self.recipe, distillation=0.0)
+        if shrunk:
+            recipe = adapt.for_shrunk(recipe)
         result = lab.train(
             network, self.data, preset, recipe, task=self.task.port, steps=steps, seed=seed,
             folder=folder, label=label, teacher=teacher,
@@ -732,6 +737,7 @@ class _ForBudget:
         c.fit(
             network, preset, steps, seed, folder, self.log.label(f"{candidate.name}, {steps} steps"),
             c.soft_targets(larger),
+            shrunk=entrants is not None and entrants[candidate.slug].kind == "adapted",
         )  # fmt: skip
         judged = c.judge(network, preset)
         lab.drop_checkpoints(folder)

@@ -35,7 +35,7 @@ class AdaptConfig:
     importance: netadapt.Importance = option(
         "gates", help="which channels stay: gates (by the loss of some training images), norm (of filters, NetAdapt) or bn-scale"
     )
-    tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000)")
+    tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000); 0: none, only new batch norm statistics")
     recipe: str | None = option(
         None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
     )
@@ -54,7 +54,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         InputError: bad data, weights or options, or a target out of reach.
     """
     budget = parse_budget(config.latency)
-    lab.check_positive(delta=config.delta, decay=config.decay, tune_steps=config.tune_steps)
+    lab.check_positive(delta=config.delta, decay=config.decay)
+    if config.tune_steps < 0:
+        raise InputError(f"--tune-steps is {config.tune_steps}, must not be below 0", "0 tunes nothing")
     device.check_target(config.device, config.benchmark_model)
     opened = pretrained.opened(config.weights)
     network = opened.network
@@ -68,6 +70,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
     kinds.tell_left_out(data, voice)
+    voice(tuning_plan(config.tune_steps))
     with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
         seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone))
         table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
@@ -98,6 +101,16 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     })  # fmt: skip
     _tell(run, "" if kind.task == "classify" else f" {kind.score}")
     return record
+
+
+def tuning_plan(steps: int) -> str:
+    """A line: how proposals are tuned."""
+    if steps == 0:
+        return "proposals are not tuned: they are judged with new batch norm statistics alone"
+    line = f"each proposal is tuned for {steps} step{'s' if steps > 1 else ''}"
+    if steps < netadapt.LEAST_TUNE_STEPS:
+        line += f": fewer than {netadapt.LEAST_TUNE_STEPS} teach it less than new batch norm statistics do (--tune-steps 0)"
+    return line
 
 
 def _tell(run: RunFolder, score: str) -> None:

@@ -21,8 +21,6 @@ DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
 """The V3 paper's step, and larger ones for when time is short."""
 MOST_TUNE_STEPS = 10_000
 """The V3 paper's T."""
-LEAST_TUNE_STEPS = 15
-"""Fewer teach a proposal nothing that new batch norm statistics do not."""
 MOST_EPOCHS = 200
 MOST_PRETRAINED_EPOCHS = 40
 """From pretrained weights: longer gains nothing on some thousand images (results/training)."""
@@ -182,9 +180,9 @@ def netadapt(
         each = seconds / max(1, steps_for(cut) * proposals)
         return int((each - fixed) / max(step_seconds, 1e-9))
 
-    chosen = delta or next((cut for cut in DELTAS if affordable(cut) >= LEAST_TUNE_STEPS), DELTAS[-1])
+    chosen = delta or next((cut for cut in DELTAS if affordable(cut) >= adapt.LEAST_TUNE_STEPS), DELTAS[-1])
     tune = min(affordable(chosen), MOST_TUNE_STEPS, 2 * per_epoch)
-    tune = tune_steps if tune_steps is not None else tune if tune >= LEAST_TUNE_STEPS else 0
+    tune = tune_steps if tune_steps is not None else tune if tune >= adapt.LEAST_TUNE_STEPS else 0
     return AdaptPlan(
         delta=chosen, steps=steps_for(chosen), proposals=proposals, tune_steps=tune,
         held_images=held_images,
