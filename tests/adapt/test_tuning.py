@@ -28,6 +28,7 @@ from mobilefit.adapt import (
     adapt,
     for_shrunk,
     groups,
+    removable,
     short_term,
     tools_for,
 )
@@ -101,7 +102,7 @@ def test_a_network_of_each_task_shrinks_to_its_target(case: Case, tmp_path: Path
     assert found.steps >= 1 and found.latency_ms <= target
     rows = read_jsonl(tmp_path / LOG)
     tried = {row["what"].split()[0] for row in rows if row["event"] == "proposal"}
-    assert tried <= {group.name for group in groups(seed_network.spec)}
+    assert tried <= {group.name for group in (*groups(seed_network.spec), *removable(seed_network.spec))}
     (weights,) = tmp_path.glob("step_*.safetensors")
     adapted = load_network(weights)
     assert adapted.spec == found.spec

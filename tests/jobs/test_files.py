@@ -21,6 +21,7 @@ from mobilefit.jobs import export as export_job
 from mobilefit.jobs.adapt import tuning_plan
 from mobilefit.litert.graph import METADATA_NAME, parse, serialize
 from mobilefit.litert.metadata import labels_of, packaged
+from mobilefit.runs import read_jsonl
 
 from .small import CLASSES, World, hold_steady, make_images, record, run
 
@@ -169,6 +170,16 @@ def test_a_finished_run_is_not_overwritten(
 def test_adapt_says_how_proposals_are_tuned(steps: int, words: str) -> None:
     line = tuning_plan(steps)
     assert words in line and ("fewer" in line) == (steps == 1)
+
+
+def test_what_may_shrink_is_named(world: World, tmp_path: Path, steady: None, refused: REFUSED) -> None:
+    words = ["adapt", world.weights, world.images, "--latency", "90%", "--tune-steps", 0, "--out", tmp_path / "run"]
+    said = refused(*words, "--shrink", "expansion,botleneck")
+    assert "did you mean 'bottleneck'" in said and not (tmp_path / "run").exists()
+    assert run(*words, "--shrink", "head,bottleneck", "--quiet") == 0
+    rows = read_jsonl(tmp_path / "run" / "netadapt" / "netadapt.jsonl")
+    groups = {part["group"] for row in rows if row["event"] == "plan" for part in row["proposals"]}
+    assert groups and all(name.endswith(".out") or name.startswith("head.") for name in groups)
 
 
 def test_adapt_tunes_no_negative_number_of_steps(world: World, tmp_path: Path, refused: REFUSED) -> None:

@@ -23,7 +23,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,8 +32,8 @@ import torch
 
 from mobilefit.adapt.importance import ChannelImportance, filter_norms
 from mobilefit.adapt.judgement import Judgement, LossStore, as_fields, undecided
-from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose
-from mobilefit.adapt.transfer import transfer
+from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose, removable
+from mobilefit.adapt.transfer import leave_out, transfer
 from mobilefit.arch import NetSpec
 from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, load_network, save_weights
@@ -68,7 +68,8 @@ class AdaptSettings:
     rule: Rule = "ratio"
     """Which proposal wins: see :meth:`score`."""
     kinds: tuple[Kind, ...] | None = None
-    """What may shrink: see :func:`~.proposals.groups`; ``None``: what is usual for the network's task."""
+    """What may shrink: see :func:`~.proposals.groups` and :func:`~.proposals.removable`; ``None``: what is usual for
+    the network, :func:`~.proposals.usual_kinds`."""
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -255,7 +256,7 @@ class _Run:
             return propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
 
         found = making(cut)
-        while len(found) < enough and cut > (USUAL if found else LEAST) * whole:
+        while sum(proposal.width > 0 for proposal in found) < enough and cut > (USUAL if found else LEAST) * whole:
             cut /= 2
             found = making(cut)
         return cut, found
@@ -263,7 +264,7 @@ class _Run:
     def _planned(self, step: int) -> list[Proposal]:
         """The proposals of a step that was cut off: measuring anew might give others."""
         spec = self.network.spec
-        known = {group.name: group for group in groups(spec, KINDS)}
+        known = {group.name: group for group in (*groups(spec, KINDS), *removable(spec, KINDS))}
         return [
             Proposal.of(spec, known[row["group"]], row["width"], row["latency_ms"])
             for plan in self._logged("plan", step)
@@ -309,7 +310,9 @@ class _Run:
         self._before_step(step)  # sets the statistics of the network that the weights come from
         if self._importance is None or self._importance[0] != step:
             self._importance = step, self.tools.importance(self.network)
-        candidate = transfer(self.network, proposal.spec, self._importance[1])
+        candidate = transfer(self.network, proposal.narrowed, self._importance[1])
+        if proposal.left_out:
+            candidate = leave_out(candidate, proposal.left_out)
         self.tools.tune(candidate, self.seed * 100_000 + step * 1000)
         return candidate, self.tools.judge(candidate)
 
@@ -393,19 +396,20 @@ class _Run:
         for proposal, row in ranked[1:]:
             if joint.latency_ms <= ceiling:
                 break
-            left = {group.name: group for group in groups(joint.spec, KINDS)}
-            if proposal.group in left and proposal.width < left[proposal.group].width:
+            both = joint.with_also(proposal, self.tools.latency)
+            if both is not None:
                 members.append((proposal, row))
-                joint = self._combined([joint, proposal])
+                joint = both
         return members
 
     def _combined(self, members: list[Proposal]) -> Proposal:
         """Several proposals as one."""
         joint = members[0]
         for other in members[1:]:
-            (group,) = (group for group in groups(joint.spec, KINDS) if group.name == other.group)
-            joint = replace(joint, spec=group.shrunk(joint.spec, other.width), what=f"{joint.what}, {other.what}")
-        return replace(joint, latency_ms=self.tools.latency(joint.spec))
+            both = joint.with_also(other, self.tools.latency)
+            assert both is not None, "these were put together before"
+            joint = both
+        return joint
 
     def _joint_row(self, joint: Proposal, members: list[Tried], step: int) -> dict[str, Any]:
         """Judge proposals together, or take up what the log says of them; whether they are worth it."""

@@ -11,7 +11,7 @@ from mobilefit import device
 from mobilefit.adapt import AdaptSettings
 from mobilefit.arch import NetSpec
 from mobilefit.device import Phone
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, unknown
 from mobilefit.jobs import kinds, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.kinds import KINDS
@@ -35,6 +35,9 @@ class AdaptConfig:
     importance: netadapt.Importance = option(
         "gates", help="which channels stay: gates (by the loss of some training images), norm (of filters, NetAdapt) or bn-scale"
     )
+    shrink: str | None = option(
+        None, help="what may shrink, with commas: expansion, bottleneck, head, block (residual blocks left out); default: all, the head only of fewer than 250 classes"
+    )
     tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000); 0: none, only new batch norm statistics")
     recipe: str | None = option(
         None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
@@ -53,7 +56,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     Raises:
         InputError: bad data, weights or options, or a target out of reach.
     """
-    budget = parse_budget(config.latency)
+    budget, shrinking = parse_budget(config.latency), parse_shrink(config.shrink)
     lab.check_positive(delta=config.delta, decay=config.decay)
     if config.tune_steps < 0:
         raise InputError(f"--tune-steps is {config.tune_steps}, must not be below 0", "0 tunes nothing")
@@ -82,7 +85,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
             importance=config.importance,
         )  # fmt: skip
         settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
-                                 decay=config.decay, rule=config.rule)  # fmt: skip
+                                 decay=config.decay, rule=config.rule, kinds=shrinking)  # fmt: skip
         with run.timed("netadapt"):
             found = netadapt.adapt(
                 network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice,
@@ -101,6 +104,21 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     })  # fmt: skip
     _tell(run, "" if kind.task == "classify" else f" {kind.score}")
     return record
+
+
+def parse_shrink(text: str | None) -> tuple[netadapt.Kind, ...] | None:
+    """What may shrink, from names with commas; ``None``: what is usual for the network.
+
+    Raises:
+        InputError: no such name, with the nearest one.
+    """
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in netadapt.KINDS:
+            raise unknown("part to --shrink", name, netadapt.KINDS)
+    return tuple(kind for kind in netadapt.KINDS if kind in names)
 
 
 def tuning_plan(steps: int) -> str:

@@ -170,7 +170,7 @@ def netadapt(
         evaluation_seconds: of the held-out images.
         delta, tune_steps: as the user wants them, whatever the time.
     """
-    proposals = len(adapt.groups(spec))
+    proposals = len(adapt.groups(spec)) + len(adapt.removable(spec))
     fixed = 0.1 + evaluation_seconds
 
     def steps_for(cut: float) -> int:
