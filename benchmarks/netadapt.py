@@ -17,7 +17,9 @@ Proposals are cuts of multiply-adds, so that nothing is timed. Every measurement
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -134,15 +136,16 @@ class Bench:
     def gates(self) -> ChannelImportance:
         """Gates of the network's channels, from one pass."""
         if not hasattr(self, "_gates"):
-            self.tools.judge(self.network)  # with statistics of its own
-            self._gates = self.tools.importance(self.network)
+            network = copy.deepcopy(self.network)  # the way before inherits the training's own statistics
+            self.tools.judge(network)
+            self._gates = self.tools.importance(network)
         return self._gates
 
-    def proposals(self) -> list[Proposal]:
+    def proposals(self, cuts: Sequence[float] = CUTS) -> list[Proposal]:
         """Every group at every cut that it can make."""
         net_spec = self.network.spec
         by_id: dict[str, Proposal] = {}
-        for cut in CUTS:
+        for cut in cuts:
             for proposal in propose(net_spec, (1 - cut) * madds(net_spec), madds, ("expansion", "bottleneck")):
                 by_id.setdefault(proposal.spec.id, proposal)
         return list(by_id.values())
@@ -152,24 +155,23 @@ class Bench:
 
 
 def proposals(bench: Bench) -> Iterator[str]:
-    """The estimate of the same proposals by several seeds, in both ways."""
-    tried = [p for p in bench.proposals() if p.group in SEEDED]
-    tried = list({p.group: p for p in tried}.values())
-    for way in WAYS:
-        for seed in range(bench.options.seeds):
-            for number, proposal in enumerate(tried):
-                bench.measured(
-                    {"way": way, "what": proposal.what, "seed": seed},
-                    lambda w=way, p=proposal, s=seed, n=number: _scores(bench.estimate(w, p, s, bench.options.steps, n)),
-                )  # fmt: skip
-    scores = {
-        way: np.array([
-            [bench.measured({"way": way, "what": p.what, "seed": seed}, dict)["accuracy"] for p in tried]
-            for seed in range(bench.options.seeds)
-        ])
-        for way in WAYS
-    }  # fmt: skip
-    yield from spread_table(scores, [p.what for p in tried])
+    """The estimate of the same proposals by several seeds, in both ways, for a small cut and a large one."""
+    for cut in CUTS:
+        tried = [p for p in bench.proposals((cut,)) if p.group in SEEDED]
+        scores = {way: np.array([_estimates(bench, way, tried, seed) for seed in range(bench.options.seeds)]) for way in WAYS}
+        yield from ("", f"Proposals that cut {cut:.0%}:", "")
+        yield from spread_table(scores, [p.what for p in tried])
+
+
+def _estimates(bench: Bench, way: str, tried: Sequence[Proposal], seed: int) -> list[float]:
+    """Accuracies of a step's proposals."""
+    return [
+        bench.measured(
+            {"way": way, "what": proposal.what, "seed": seed},
+            lambda p=proposal, n=number: _scores(bench.estimate(way, p, seed, bench.options.steps, n)),
+        )["accuracy"]
+        for number, proposal in enumerate(tried)
+    ]  # fmt: skip
 
 
 def _scores(estimate: tuple[Network, Judgement]) -> Row:
@@ -211,7 +213,9 @@ def _spread(values: np.ndarray) -> str:
 
 def ranking(bench: Bench) -> Iterator[str]:
     """The estimate of twenty proposals against the test loss after a longer training."""
-    tried = bench.proposals()[: bench.options.count]
+    tried = bench.proposals()
+    random.Random(0).shuffle(tried)  # any number of them holds small and large cuts of all kinds
+    tried = tried[: bench.options.count]
     for number, proposal in enumerate(tried):
         for way in WAYS:
             bench.measured(
@@ -332,7 +336,11 @@ def main(words: Sequence[str] | None = None) -> None:
         f"MobileNetV3-Small at {RESOLUTION} px on Fashion-MNIST, {options.base_steps} steps of recipe {RECIPE.name}; "
         f"proposals tuned for {options.steps} steps of {RECIPE.batch_size} images, judged on {len(bench.held):,} held-out images"
     )
-    shown = " ".join(["python -m benchmarks.netadapt", *(words if words is not None else sys.argv[1:])])
+    usual = parser.parse_args([options.part])
+    changed = {name: value for name, value in vars(options).items() if value != getattr(usual, name)}
+    shown = " ".join([f"python -m benchmarks.netadapt {options.part}", *(
+        f"--{name.replace('_', '-')} {value}" for name, value in changed.items() if not isinstance(value, Path)
+    )])  # fmt: skip
     text = [f"# {TITLES[options.part]}", "", f"`{shown}`", "", base["protocol"] + ".",
             f"Before anything is cut: {start:.2%}. {base['device']}, {base['machine']['date']}.", "", *lines]  # fmt: skip
     write_atomic(options.out / f"{options.part}.md", "\n".join(text) + "\n")
