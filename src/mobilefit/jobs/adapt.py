@@ -132,10 +132,12 @@ def tuning_plan(steps: int) -> str:
 
 
 def _tell(run: RunFolder, score: str) -> None:
-    """The accepted steps, and what to do with the result."""
+    """The accepted steps, with how many other proposals each could not be told from, and what to do with the result."""
     for row in read_jsonl(run.path / "netadapt" / netadapt.LOG):
         if row["event"] in ("seed", "accepted"):
-            print(f"{row['step']:3d}  {row['what']:<32} {row['measured_ms']:.4f} ms  {row['accuracy']:.2%}{score}")
+            others = row.get("within_two_errors")
+            equals = f"  as good by the loss as {others} other{'s' if others > 1 else ''}" if others else ""
+            print(f"{row['step']:3d}  {row['what']:<32} {row['measured_ms']:.4f} ms  {row['accuracy']:.2%}{score}{equals}")
     print(f"train it from scratch with --model {run.path / 'adapted.json'}")
 
 
