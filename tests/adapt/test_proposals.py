@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from mobilefit.adapt import Group, groups, propose
+from mobilefit.adapt import Group, groups, propose, removable
 from mobilefit.arch import DETECTORS, FAMILY, SEGMENTERS, NetSpec, difference, spec
 
 from .toy import POOLED, TOY, TOY_MADDS, milliseconds
 
+WIDTHS = ("expansion", "bottleneck")
 ALL = ("expansion", "bottleneck", "head")
 
 
@@ -183,14 +184,14 @@ def test_proposals_by_hand() -> None:
     # Eight channels of each group save (multiply-adds): half of blocks.0, a third of blocks.1; in
     # blocks.2 4*8*(16 + 9 + 16) and 2*8*8 of the SE, whose own width stays 8; of the bottleneck
     # 4*24*8 + 4*2*8*32 + 8*2. The stem's group is at 8 already.
-    assert [(p.what, p.latency_ms) for p in propose(TOY, 20.12, milliseconds)] == [
+    assert [(p.what, p.latency_ms) for p in propose(TOY, 20.12, milliseconds, WIDTHS)] == [
         ("blocks.0.expand 16 -> 8", (21120 - 3200) / 1000),
         ("blocks.1.expand 24 -> 16", (21120 - 1824) / 1000),
         ("blocks.2.expand 32 -> 24", (21120 - 1440) / 1000),
         ("blocks.1.out 16 -> 8", (21120 - 768 - 2048 - 16) / 1000),
     ]
     # Two milliseconds less take another step of two groups.
-    assert [(p.group, p.width, p.latency_ms) for p in propose(TOY, 19.12, milliseconds)] == [
+    assert [(p.group, p.width, p.latency_ms) for p in propose(TOY, 19.12, milliseconds, WIDTHS)] == [
         ("blocks.0.expand", 8, 17.92),
         ("blocks.1.expand", 8, (21120 - 2 * 1824) / 1000),
         ("blocks.2.expand", 16, (21120 - 2 * 1440) / 1000),
@@ -203,8 +204,8 @@ def test_a_cut_that_is_met_exactly_counts() -> None:
 
 
 def test_groups_that_cannot_save_enough_are_left_out() -> None:
-    assert [p.what for p in propose(TOY, 17.0, milliseconds)] == ["blocks.2.expand 32 -> 8"]
-    assert propose(TOY, 16.0, milliseconds) == []
+    assert [p.what for p in propose(TOY, 17.0, milliseconds, WIDTHS)] == ["blocks.2.expand 32 -> 8"]
+    assert propose(TOY, 16.0, milliseconds, WIDTHS) == []
     assert [p.group for p in propose(TOY, 20.12, milliseconds, ("bottleneck",))] == ["blocks.1.out"]
 
 
@@ -243,3 +244,67 @@ def test_widths_fall_to_the_next_multiple_of_eight() -> None:
 
     assert propose(odd, 1.0, latency, ("expansion",))[0].width == 8
     assert widths[:2] == [16, 8]
+
+
+# ---- blocks, and the head
+
+
+def test_blocks_with_a_residual_can_be_left_out() -> None:
+    small = spec("mobilenet_v3_small")
+    assert [group.name for group in removable(small)] == [f"blocks.{i}" for i in (2, 4, 5, 7, 9, 10)]
+    assert removable(small, ("expansion",)) == []
+    for group in removable(small):
+        (index,) = group.members
+        without = group.shrunk(small, 0)
+        assert without.blocks == small.blocks[:index] + small.blocks[index + 1 :] and group.shrunk(small, 1) is small
+    assert removable(replace(TOY, blocks=TOY.blocks[:1])) == []  # one must be left
+    assert [group.name for group in removable(POOLED)] == ["blocks.1"]  # the others add what they pooled
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *SEGMENTERS])
+def test_a_head_keeps_its_layers_when_a_block_is_left_out(name: str) -> None:
+    net = spec(name)
+    heads = removable(net)
+    for group in heads:
+        (index,) = group.members
+        without = group.shrunk(net, 0)
+        before, after = (
+            getattr(s.head, "taps", None) or (s.head.tap, s.head.skip) for s in (net, without)  # type: ignore[union-attr]
+        )
+        for old, new in zip(before, after, strict=True):
+            if old is not None and old.startswith("blocks."):
+                was, now = (int(tap.split(".")[1]) for tap in (old, new))
+                assert was != index and now == was - (index < was)
+                assert net.blocks[was] == without.blocks[now]
+            else:
+                assert old == new
+
+
+def test_a_block_is_proposed_where_that_is_fast_enough() -> None:
+    everything = propose(TOY, 20.12, milliseconds, ("expansion", "block"))
+    assert [p.what for p in everything if p.width == 0] == ["blocks.0 left out", "blocks.2 left out"]
+    block = everything[-2]
+    assert block.latency_ms == (21120 - 6400) / 1000 and block.spec.blocks == TOY.blocks[1:]
+    assert (block.narrowed, block.left_out, block.group) == (TOY, (0,), "blocks.0")
+    assert [p.group for p in propose(TOY, 15.0, milliseconds, ("block",))] == ["blocks.0"]
+
+
+def test_what_two_proposals_shrink_together() -> None:
+    by_name = {p.group: p for p in propose(TOY, 20.12, milliseconds)}
+    first, second = by_name["blocks.0"], by_name["blocks.2.expand"]
+    for both in (first.with_also(second, milliseconds), second.with_also(first, milliseconds)):
+        assert both is not None
+        assert both.spec.blocks == (TOY.blocks[1], replace(TOY.blocks[2], expand=24))
+        assert both.latency_ms == milliseconds(both.spec)
+    assert first.with_also(by_name["blocks.0.expand"], milliseconds) is None  # it is gone
+    assert first.with_also(first, milliseconds) is None
+    all_gone = first.with_also(by_name["blocks.2"], milliseconds)
+    assert all_gone is not None and all_gone.spec.blocks == TOY.blocks[1:2]
+
+
+def test_the_head_shrinks_where_there_are_few_classes() -> None:
+    small = spec("mobilenet_v3_small")
+    for classes, kinds in ((10, {"expansion", "bottleneck", "head"}), (249, {"expansion", "bottleneck", "head"}),
+                           (250, {"expansion", "bottleneck"})):  # fmt: skip
+        assert {group.kind for group in groups(small.classes(classes))} == kinds
+    assert [g.name for g in groups(small.classes(10))][-2:] == ["last.out", "head.hidden"]

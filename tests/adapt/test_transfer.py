@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mobilefit.adapt import groups, transfer
+from mobilefit.adapt import groups, removable, transfer
+from mobilefit.adapt.proposals import without_blocks
+from mobilefit.adapt.transfer import leave_out
 from mobilefit.arch import (
     FAMILY,
     Block,
@@ -372,9 +374,43 @@ def test_a_squeeze_on_the_stem_goes_along() -> None:
     assert_same_function(network, transfer(network, excited).eval())
 
 
-def test_a_wider_network_is_refused() -> None:
-    with pytest.raises(AssertionError, match="narrower"):
-        transfer(trained(TOY), replace(TOY, stem=replace(TOY.stem, out=16)))
+@pytest.mark.parametrize("name", ["blocks.1.expand", "stem.out", "blocks.1.out"])
+def test_missing_weights_of_a_wider_network_are_random(name: str) -> None:
+    """What is there stays first; with the new channels' ways out at zero the network is the same."""
+    network = trained(TOY)
+    (group,) = [group for group in groups(TOY) if group.name == name]
+    torch.manual_seed(0)
+    wider = transfer(network, group.shrunk(TOY, group.width + 8)).eval()
+    torch.manual_seed(1)
+    other = transfer(network, wider.spec)
+    same, fresh = [], []
+    for (key, new), twin in zip(wider.state_dict().items(), other.state_dict().values(), strict=True):
+        old = network.state_dict()[key]
+        first = tuple(slice(size) for size in old.shape)
+        assert torch.equal(new[first], old), key
+        if new.ndim > 1 and new.shape != old.shape:
+            (same if torch.equal(new, twin) else fresh).append(key)
+    assert fresh and not same
+    with torch.no_grad():
+        for key, value in wider.named_parameters():
+            old = network.get_parameter(key)
+            if value.ndim > 1 and value.shape[1] > old.shape[1]:
+                value[:, old.shape[1] :] = 0
+    assert_same_function(network, wider)
+
+
+def test_a_network_that_is_wider_in_one_place_may_be_narrower_in_another() -> None:
+    network = trained(TOY)
+    blocks = (replace(TOY.blocks[0], expand=24), replace(TOY.blocks[1], expand=8), TOY.blocks[2])
+    new = transfer(network, replace(TOY, blocks=blocks))
+    assert torch.equal(new.layer("blocks.0.expand").conv.weight[:16], network.layer("blocks.0.expand").conv.weight)
+    assert new.layer("blocks.1.expand").conv.weight.shape[0] == 8
+
+
+def test_r_aspp_becomes_no_wider() -> None:
+    full = of_task("raspp_mobilenet_v2")
+    with pytest.raises(AssertionError, match="fewer"):
+        transfer(trained(full), replace(full, head=replace(full.head, filters=512)))  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("name", ["toy", *HEADS])
@@ -385,3 +421,31 @@ def test_the_result_is_a_network_like_any_other(name: str, tmp_path) -> None:  #
     assert_same_function(new.eval(), load_network(tmp_path / "net.safetensors").eval())
     assert new.spec == narrower(full, 0.5)
     assert sum(p.numel() for p in new.parameters()) == new.spec.cost().params
+
+
+# ---- without some blocks
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "toy", "ssdlite_mobilenet_v3_small", "lraspp_mobilenet_v3_small"])
+def test_a_block_that_adds_nothing_can_go(name: str) -> None:
+    """The projection of a residual block at zero gives its input: without it the network is the same."""
+    full = TOY if name == "toy" else of_task(name) if "_" in name and name.startswith(("ssd", "lr")) else named(name).resolution(32).classes(7)
+    network = trained(full)
+    indices = tuple(group.members[0] for group in removable(full))[-2:]
+    with torch.no_grad():
+        for index in indices:
+            network.layer(f"blocks.{index}.project").norm.weight.zero_()
+            network.layer(f"blocks.{index}.project").norm.bias.zero_()
+    before = copy.deepcopy(network.state_dict())
+    smaller = leave_out(network, indices)
+    assert smaller.spec == without_blocks(full, indices) and len(smaller.spec.blocks) == len(full.blocks) - len(indices) > 0
+    assert_same_function(network, smaller)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_network_without_a_block_is_a_network_like_any_other(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    smaller = leave_out(trained(TOY), (0,))
+    save_weights(smaller, tmp_path / "net.safetensors")
+    loaded = load_network(tmp_path / "net.safetensors")
+    assert loaded.spec == smaller.spec
+    assert_same_function(smaller, loaded.eval())

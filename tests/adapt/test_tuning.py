@@ -21,7 +21,17 @@ from tasks.scenes import (
     segmenter_network,
 )
 
-from mobilefit.adapt import LOG, AdaptSettings, Tools, adapt, groups, short_term, tools_for
+from mobilefit.adapt import (
+    LOG,
+    AdaptSettings,
+    Tools,
+    adapt,
+    for_shrunk,
+    groups,
+    removable,
+    short_term,
+    tools_for,
+)
 from mobilefit.arch import NetSpec
 from mobilefit.data import ImageSet, Preset
 from mobilefit.data.images import ArraySource
@@ -92,7 +102,7 @@ def test_a_network_of_each_task_shrinks_to_its_target(case: Case, tmp_path: Path
     assert found.steps >= 1 and found.latency_ms <= target
     rows = read_jsonl(tmp_path / LOG)
     tried = {row["what"].split()[0] for row in rows if row["event"] == "proposal"}
-    assert tried <= {group.name for group in groups(seed_network.spec)}
+    assert tried <= {group.name for group in (*groups(seed_network.spec), *removable(seed_network.spec))}
     (weights,) = tmp_path.glob("step_*.safetensors")
     adapted = load_network(weights)
     assert adapted.spec == found.spec
@@ -190,3 +200,20 @@ def test_the_short_term_recipe_is_a_quarter_of_the_training_ones() -> None:
         whole, short = recipe(name), short_term(recipe(name))
         assert short.lr == whole.lr / 4 and short.warmup_epochs == 0 and short.ema_decay is None
         assert (short.task, short.augment, short.batch_size) == (whole.task, whole.augment, whole.batch_size)
+
+
+def test_rows_that_were_cut_learn_as_fast_as_the_others() -> None:
+    whole = recipe("finetune")
+    assert whole.layer_decay < 1 == for_shrunk(whole).layer_decay == short_term(whole).layer_decay
+    assert replace(for_shrunk(whole), layer_decay=whole.layer_decay) == whole
+
+
+def test_without_steps_nothing_is_tuned(case: Case, tmp_path: Path) -> None:
+    made, network = tools(case, steps=0), case.network()
+    before = copy.deepcopy(network.state_dict())
+    made.tune(network, 3)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    settings = AdaptSettings(target_ms=0.9 * milliseconds(network.spec), delta=0.08)
+    found = adapt(network, settings, made, tmp_path)
+    last = [row for row in read_jsonl(tmp_path / LOG) if row["event"] == "accepted"][-1]
+    assert found.steps >= 1 and last["accuracy"] == pytest.approx(made.judge(load_network(next(tmp_path.glob("step_*")))).score)

@@ -18,8 +18,10 @@ from mobilefit import litert
 from mobilefit.formats import onnx, torch_export
 from mobilefit.formats.parity import TOLERANCES
 from mobilefit.jobs import export as export_job
+from mobilefit.jobs.adapt import tuning_plan
 from mobilefit.litert.graph import METADATA_NAME, parse, serialize
 from mobilefit.litert.metadata import labels_of, packaged
+from mobilefit.runs import read_jsonl
 
 from .small import CLASSES, World, hold_steady, make_images, record, run
 
@@ -161,10 +163,34 @@ def test_a_finished_run_is_not_overwritten(
     assert record(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [(0, "new batch norm statistics alone"), (1, "1 step: fewer than 15"), (15, "tuned for 15 steps")],
+)
+def test_adapt_says_how_proposals_are_tuned(steps: int, words: str) -> None:
+    line = tuning_plan(steps)
+    assert words in line and ("fewer" in line) == (steps == 1)
+
+
+def test_what_may_shrink_is_named(world: World, tmp_path: Path, steady: None, refused: REFUSED) -> None:
+    words = ["adapt", world.weights, world.images, "--latency", "90%", "--tune-steps", 0, "--out", tmp_path / "run"]
+    said = refused(*words, "--shrink", "expansion,botleneck")
+    assert "did you mean 'bottleneck'" in said and not (tmp_path / "run").exists()
+    assert run(*words, "--shrink", "head,bottleneck", "--quiet") == 0
+    rows = read_jsonl(tmp_path / "run" / "netadapt" / "netadapt.jsonl")
+    groups = {part["group"] for row in rows if row["event"] == "plan" for part in row["proposals"]}
+    assert groups and all(name.endswith(".out") or name.startswith("head.") for name in groups)
+
+
+def test_adapt_tunes_no_negative_number_of_steps(world: World, tmp_path: Path, refused: REFUSED) -> None:
+    said = refused("adapt", world.weights, world.images, "--latency", "70%", "--tune-steps", -1, "--out", tmp_path / "run")
+    assert "--tune-steps is -1" in said and not (tmp_path / "run").exists()
+
+
 def test_what_is_adapted_can_be_trained(world: World, tmp_path: Path, steady: None) -> None:
     out = tmp_path / "adapted"
     assert run("adapt", world.weights, world.images, "--latency", "70%", "--delta", 0.1,
-               "--tune-steps", 1, "--out", out, "--quiet") == 0  # fmt: skip
+               "--tune-steps", 0, "--out", out, "--quiet") == 0  # fmt: skip
     assert record(out)["latency_ms"] <= record(out)["budget_ms"]
     assert run("train", world.images, "--model", out / "adapted.json", "--resolution", 32,
                "--batch-size", 16, "--steps", 1, "--out", tmp_path / "t", "--quiet") == 0  # fmt: skip

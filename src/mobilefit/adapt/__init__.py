@@ -3,11 +3,11 @@
 from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
 from mobilefit.adapt.judgement import Judgement
 from mobilefit.adapt.netadapt import LOG, Adapted, AdaptSettings, Rule, Tools, adapt
-from mobilefit.adapt.proposals import Group, Proposal, groups, propose
+from mobilefit.adapt.proposals import KINDS, Group, Kind, Proposal, groups, propose, removable
 from mobilefit.adapt.transfer import transfer
-from mobilefit.adapt.tuning import short_term, tools_for
+from mobilefit.adapt.tuning import LEAST_TUNE_STEPS, for_shrunk, short_term, tools_for
 
 __all__ = [
-    "LOG", "AdaptSettings", "Adapted", "ChannelImportance", "Group", "Importance", "Judgement", "Proposal", "Rule",
-    "Tools", "adapt", "bn_scales", "filter_norms", "gates", "groups", "propose", "short_term", "tools_for", "transfer",
+    "KINDS", "LEAST_TUNE_STEPS", "LOG", "AdaptSettings", "Adapted", "ChannelImportance", "Group", "Importance", "Judgement", "Kind", "Proposal", "Rule",
+    "Tools", "adapt", "bn_scales", "filter_norms", "for_shrunk", "gates", "groups", "propose", "removable", "short_term", "tools_for", "transfer",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ From a trained seed network, step by step: every proposal cuts the latency by at
 where less is left to the target) and is tuned for a few steps from the previous step's weights; the one
 with the best trade of accuracy for latency is taken; until the target is met. The result is a *spec*:
 the paper then trains it from scratch. Where few groups can cut a large delta alone, proposals cut a part
-of it, and the best ones are taken together.
+of it, and the best ones are taken together, if they are together what they are one by one.
 
 All proposals of a step are tuned on the same batches and judged on the same held-out images: what differs
 between two of them is then what they are. (With batches of their own the accuracy of one and the same proposal
@@ -23,16 +23,17 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from mobilefit.adapt.importance import ChannelImportance, filter_norms
 from mobilefit.adapt.judgement import Judgement, LossStore, as_fields, undecided
-from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose
-from mobilefit.adapt.transfer import transfer
+from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose, removable
+from mobilefit.adapt.transfer import leave_out, transfer
 from mobilefit.arch import NetSpec
 from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, load_network, save_weights
@@ -41,6 +42,8 @@ from mobilefit.train.statistics import paired
 
 LOG = "netadapt.jsonl"
 TOP1 = "val_top1"
+Tried = tuple[Proposal, dict[str, Any]]
+"""A proposal, and its row in the log."""
 Rule = Literal["ratio", "accuracy", "cautious"]
 
 USUAL, LEAST = 0.01, 0.001
@@ -65,7 +68,8 @@ class AdaptSettings:
     rule: Rule = "ratio"
     """Which proposal wins: see :meth:`score`."""
     kinds: tuple[Kind, ...] | None = None
-    """What may shrink: see :func:`~.proposals.groups`; ``None``: what is usual for the network's task."""
+    """What may shrink: see :func:`~.proposals.groups` and :func:`~.proposals.removable`; ``None``: what is usual for
+    the network, :func:`~.proposals.usual_kinds`."""
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -252,7 +256,7 @@ class _Run:
             return propose(spec, self.accepted["latency_ms"] - cut, self.tools.latency, kinds, label=self.label)
 
         found = making(cut)
-        while len(found) < enough and cut > (USUAL if found else LEAST) * whole:
+        while sum(proposal.width > 0 for proposal in found) < enough and cut > (USUAL if found else LEAST) * whole:
             cut /= 2
             found = making(cut)
         return cut, found
@@ -260,7 +264,7 @@ class _Run:
     def _planned(self, step: int) -> list[Proposal]:
         """The proposals of a step that was cut off: measuring anew might give others."""
         spec = self.network.spec
-        known = {group.name: group for group in groups(spec, KINDS)}
+        known = {group.name: group for group in (*groups(spec, KINDS), *removable(spec, KINDS))}
         return [
             Proposal.of(spec, known[row["group"]], row["width"], row["latency_ms"])
             for plan in self._logged("plan", step)
@@ -306,7 +310,9 @@ class _Run:
         self._before_step(step)  # sets the statistics of the network that the weights come from
         if self._importance is None or self._importance[0] != step:
             self._importance = step, self.tools.importance(self.network)
-        candidate = transfer(self.network, proposal.spec, self._importance[1])
+        candidate = transfer(self.network, proposal.narrowed, self._importance[1])
+        if proposal.left_out:
+            candidate = leave_out(candidate, proposal.left_out)
         self.tools.tune(candidate, self.seed * 100_000 + step * 1000)
         return candidate, self.tools.judge(candidate)
 
@@ -325,14 +331,18 @@ class _Run:
         return max(1.0, self._over() / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
 
     def _score(self, accuracy: float, latency_ms: float) -> float:
-        """See :meth:`AdaptSettings.score`.
+        """See :meth:`AdaptSettings.score`."""
+        change = accuracy - float(self.accepted["accuracy"])
+        return self.settings.score(change, float(self.accepted["latency_ms"]) - latency_ms, self._error())
 
-        The standard error is that of a share of images: of a mean of numbers from 0 to 1, as other tasks'
-        scores are, it is the most that it can be.
+    def _error(self) -> float:
+        """Standard error of the accuracy before the step.
+
+        It is that of a share of images: of a mean of numbers from 0 to 1, as other tasks' scores are, it is
+        the most that it can be.
         """
         before = float(self.accepted["accuracy"])
-        error = math.sqrt(max(before * (1 - before), 1e-4) / self.tools.images)
-        return self.settings.score(accuracy - before, float(self.accepted["latency_ms"]) - latency_ms, error)
+        return math.sqrt(max(before * (1 - before), 1e-4) / self.tools.images)
 
     def _rank(self, row: dict[str, Any]) -> tuple[float, float]:
         """What proposals are ordered by: the score, and the mean loss where scores are equal.
@@ -343,14 +353,11 @@ class _Run:
         return row["score"], -row["loss_change"] / saved
 
     def _accept(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
-        order = sorted(range(len(rows)), key=lambda i: self._rank(rows[i]), reverse=True)
-        ranked = [rows[i] for i in order]
-        proposal, row = self._together([proposals[i] for i in order], step), ranked[0]
+        ranked = sorted(zip(proposals, rows, strict=True), key=lambda pair: self._rank(pair[1]), reverse=True)
+        proposal, row = self._together(ranked, step)
         network = self._best(proposal, step)
-        if proposal is not proposals[order[0]]:
-            row = self._row("accepted", proposal, step, self.tools.judge(network))
         self._log({
-            **row, "event": "accepted", **self._undecided(ranked, step),
+            **row, "event": "accepted", **self._undecided([row for _, row in ranked], step),
             "measured_ms": self.tools.confirm(network), "spec": network.spec.to_dict(),
         })  # fmt: skip
         self.network, self.accepted = network, self.rows[-1]
@@ -363,30 +370,72 @@ class _Run:
             "within_one_error": undecided(best, others, 1.0), "within_two_errors": undecided(best, others, 2.0)
         }  # fmt: skip
 
-    def _together(self, ordered: list[Proposal], step: int) -> Proposal:
+    def _together(self, ranked: list[Tried], step: int) -> tuple[Proposal, dict[str, Any]]:
         """The best proposal; where it cuts less than the step is to, with the next best ones.
 
+        Together they are tuned and judged as one network: small losses need not add up. While their joint loss is
+        above the sum of what each lost alone by more than its standard error, the worst of them is left out.
+
         Args:
-            ordered: the best first.
+            ranked: the best first.
         """
+        members = self._members(ranked, step)
+        while len(members) > 1:
+            joint = self._combined([proposal for proposal, _ in members])
+            row = self._joint_row(joint, members, step)
+            if row["holds"]:
+                return joint, row
+            members.pop()
+        return members[0]
+
+    def _members(self, ranked: list[Tried], step: int) -> list[Tried]:
+        """As many of the best proposals as make the step's cut together."""
         ceiling = self.accepted["latency_ms"] - self._cut(step)
-        found = ordered[0]
-        for other in ordered[1:]:
-            if found.latency_ms <= ceiling:
+        members = [ranked[0]]
+        joint = ranked[0][0]
+        for proposal, row in ranked[1:]:
+            if joint.latency_ms <= ceiling:
                 break
-            left = {group.name: group for group in groups(found.spec, KINDS)}
-            if other.group in left and other.width < left[other.group].width:
-                spec = left[other.group].shrunk(found.spec, other.width)
-                found = replace(
-                    found, spec=spec, latency_ms=self.tools.latency(spec), what=f"{found.what}, {other.what}"
-                )
-        return found
+            both = joint.with_also(proposal, self.tools.latency)
+            if both is not None:
+                members.append((proposal, row))
+                joint = both
+        return members
+
+    def _combined(self, members: list[Proposal]) -> Proposal:
+        """Several proposals as one."""
+        joint = members[0]
+        for other in members[1:]:
+            both = joint.with_also(other, self.tools.latency)
+            assert both is not None, "these were put together before"
+            joint = both
+        return joint
+
+    def _joint_row(self, joint: Proposal, members: list[Tried], step: int) -> dict[str, Any]:
+        """Judge proposals together, or take up what the log says of them; whether they are worth it."""
+        for row in self._logged("joint", step):
+            if row["spec_id"] == joint.spec.id:
+                return {**row, "score": self._score(row["accuracy"], row["latency_ms"])}
+        network, judgement = self._tuned(joint, step)
+        before = self._before_step(step).losses.astype(np.float64)
+        alone = [self.losses.load(step, row["spec_id"]) - before for _, row in members]
+        foretold = np.sum(alone, axis=0)
+        excess = paired(judgement.losses - before, foretold)
+        error = self._error() if math.isnan(excess.error) else excess.error
+        row = {
+            **self._row("joint", joint, step, judgement), "foretold": float(foretold.mean()),
+            "excess": excess.mean, "excess_error": error, "holds": excess.mean <= error,
+        }  # fmt: skip
+        if row["holds"]:
+            save_weights(network, self._weights(step))
+        self._log(row)
+        return row
 
     def _best(self, proposal: Proposal, step: int) -> Network:
         """Its saved weights; tuned again where the file is another's.
 
-        That happens when proposals are taken together, when a run was cut off between the file and its log row
-        and the tuning did not repeat exactly, or when the rule was changed in between.
+        That happens when proposals were judged together in vain, when a run was cut off between the file and its
+        log row and the tuning did not repeat exactly, or when the rule was changed in between.
         """
         path = self._weights(step)
         if not path.exists() or load_network(path).spec.id != proposal.spec.id:

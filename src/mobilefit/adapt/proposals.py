@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from mobilefit.arch import ClassifierHead, Head, NetSpec, SegmentationHead, Task
+from mobilefit.arch import ClassifierHead, Head, NetSpec, SegmentationHead, SSDLiteHead
 from mobilefit.progress import Progress
 
-Kind = Literal["expansion", "bottleneck", "head"]
+Kind = Literal["expansion", "bottleneck", "head", "block"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-USUAL: dict[Task, tuple[Kind, ...]] = {
-    "classify": ("expansion", "bottleneck"), "detect": KINDS, "segment": KINDS
-}  # fmt: skip
-"""What shrinks where nothing is said. The V3 paper proposes the first two kinds, for ImageNet; for
-detection and segmentation it halves the last stage by hand (Tables 6 and 7), last convolution and all:
-widths that were found for a thousand classes are too many there."""
+FEW_CLASSES = 250
+"""With fewer the head of a classifier shrinks as well."""
 STEP = 8
 """Widths shrink in steps of 8 channels, the granularity of the published tables."""
 
@@ -32,11 +28,14 @@ class Group:
     name: str
     """The first of them, as a spec difference names it."""
     width: int
+    """1 of a whole block, which is there or not."""
     members: tuple[int, ...] = ()
     """Blocks whose ``expand`` or ``out`` it is; -1 is the stem."""
 
     def shrunk(self, spec: NetSpec, width: int) -> NetSpec:
-        """The spec with this group's width changed."""
+        """The spec with this group's width changed; at 0 without the block that it is."""
+        if self.kind == "block":
+            return spec if width else without_blocks(spec, self.members)
         if self.name == "last.out":
             assert spec.last is not None
             return replace(spec, last=replace(spec.last, out=width))
@@ -76,6 +75,27 @@ def _without_new_residuals(old: NetSpec, new: NetSpec) -> NetSpec:
     return replace(new, blocks=tuple(blocks))
 
 
+def without_blocks(spec: NetSpec, indices: Collection[int]) -> NetSpec:
+    """The spec without some of its blocks; what its head takes keeps its layer, under its new name."""
+    blocks = tuple(block for index, block in enumerate(spec.blocks) if index not in indices)
+    head = spec.head
+    if isinstance(head, SSDLiteHead):
+        head = replace(head, taps=tuple(renumbered(tap, indices) for tap in head.taps))
+    elif isinstance(head, SegmentationHead):
+        skip = None if head.skip is None else renumbered(head.skip, indices)
+        head = replace(head, tap=renumbered(head.tap, indices), skip=skip)
+    return replace(spec, blocks=blocks, head=head)
+
+
+def renumbered(layer: str, removed: Collection[int]) -> str:
+    """The name of a layer of the backbone once some blocks are gone: ``blocks.5.expand`` becomes ``blocks.4.expand``."""
+    first, *rest = layer.split(".")
+    if first != "blocks":
+        return layer
+    index = int(rest[0])
+    return ".".join([first, str(index - sum(other < index for other in removed)), *rest[1:]])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """One way to take a step: a smaller network that is fast enough."""
@@ -88,18 +108,45 @@ class Proposal:
     what: str
     """Readable: ``blocks.3.expand 120 -> 96``."""
     latency_ms: float
+    narrowed: NetSpec
+    """The same network before blocks are left out."""
+    left_out: tuple[int, ...] = ()
+    """Blocks of ``narrowed`` that :attr:`spec` is without."""
 
     @classmethod
     def of(cls, spec: NetSpec, group: Group, width: int, latency_ms: float) -> Proposal:
         """``spec`` with one of its groups at ``width``."""
+        smaller, block = group.shrunk(spec, width), group.kind == "block"
         return cls(
-            spec=group.shrunk(spec, width), group=group.name, width=width,
-            what=f"{group.name} {group.width} -> {width}", latency_ms=latency_ms,
+            spec=smaller, group=group.name, width=width, latency_ms=latency_ms,
+            what=f"{group.name} left out" if block else f"{group.name} {group.width} -> {width}",
+            narrowed=spec if block else smaller, left_out=group.members if block else (),
+        )  # fmt: skip
+
+    def with_also(self, other: Proposal, latency: Latency) -> Proposal | None:
+        """The network that both shrink; ``None`` where nothing of the other is left to shrink."""
+        if other.left_out:
+            index = other.left_out[0]
+            gone = {*self.left_out, index}
+            if index in self.left_out or len(gone) == len(self.narrowed.blocks):
+                return None
+            narrowed = self.narrowed
+        else:
+            by_name = {group.name: group for group in groups(self.narrowed, KINDS)}
+            group, gone = by_name.get(other.group), set(self.left_out)
+            absent = group is not None and group.kind == "expansion" and gone.issuperset(group.members)
+            if group is None or absent or other.width >= group.width:
+                return None
+            narrowed = group.shrunk(self.narrowed, other.width)
+        spec = without_blocks(narrowed, gone)
+        return replace(
+            self, spec=spec, narrowed=narrowed, left_out=tuple(sorted(gone)), what=f"{self.what}, {other.what}",
+            latency_ms=latency(spec),
         )  # fmt: skip
 
 
 def groups(spec: NetSpec, kinds: tuple[Kind, ...] | None = None) -> list[Group]:
-    """Everything that may shrink.
+    """Every width that may shrink.
 
     - ``expansion``: the inner width of any block; a head that takes it (SSDLite's C4) follows;
     - ``bottleneck``: the output width of all consecutive blocks that share it; the stem belongs to
@@ -108,10 +155,39 @@ def groups(spec: NetSpec, kinds: tuple[Kind, ...] | None = None) -> list[Group]:
       SSDLite's extra maps (its narrow part with it), R-ASPP's and LR-ASPP's filters.
 
     Args:
-        kinds: of these; ``None``: :data:`USUAL`.
+        kinds: of these; ``None``: :func:`usual_kinds`.
     """
-    wanted = USUAL[spec.task] if kinds is None else kinds
-    return [group for group in _all_groups(spec) if group.kind in wanted]
+    allowed = usual_kinds(spec) if kinds is None else kinds
+    return [group for group in _all_groups(spec) if group.kind in allowed]
+
+
+def usual_kinds(spec: NetSpec) -> tuple[Kind, ...]:
+    """What shrinks where nothing is said.
+
+    The V3 paper proposes expansions and bottlenecks, for ImageNet. Blocks that residuals can do without are proposed
+    as well (LayerPrune, arXiv 2007.05667: whole layers give more latency for the accuracy than filters). The head shrinks
+    too for detection and segmentation, where the paper halves the last stage by hand (Tables 6 and 7), and
+    with fewer than :data:`FEW_CLASSES` classes: its widths are for a thousand.
+    """
+    if isinstance(spec.head, ClassifierHead) and spec.head.num_classes >= FEW_CLASSES:
+        return ("expansion", "bottleneck", "block")
+    return KINDS
+
+
+def removable(spec: NetSpec, kinds: tuple[Kind, ...] | None = None) -> list[Group]:
+    """Blocks that can be left out, as groups of kind ``block``: identity residuals that no head takes anything from."""
+    if "block" not in (usual_kinds(spec) if kinds is None else kinds) or len(spec.blocks) < 2:
+        return []
+    head = spec.head
+    taps: tuple[str | None, ...] = head.taps if isinstance(head, SSDLiteHead) else ()
+    if isinstance(head, SegmentationHead):
+        taps = (head.tap, head.skip)
+    tapped = {tap.split(".")[1] for tap in taps if tap is not None and tap.startswith("blocks.")}
+    return [
+        Group(kind="block", name=f"blocks.{index}", width=1, members=(index,))
+        for index, (block, inputs) in enumerate(zip(spec.blocks, spec.widths))
+        if block.skip == "identity" and block.has_residual(inputs) and str(index) not in tapped
+    ]
 
 
 def _all_groups(spec: NetSpec) -> Iterator[Group]:
@@ -146,17 +222,19 @@ def propose(
     spec: NetSpec, ceiling_ms: float, latency: Latency, kinds: tuple[Kind, ...] | None = None, *,
     label: str | None = None,
 ) -> list[Proposal]:  # fmt: skip
-    """For each group, the widest network at or under ``ceiling_ms``; groups that cannot are left out.
+    """For each group, the widest network at or under ``ceiling_ms``; groups that cannot are left out. After them, the
+    network without each block that is removable, where that is fast enough.
 
     Args:
         label: what progress calls it; ``None``: none is shown.
     """
-    found, wanted = [], groups(spec, kinds)
-    with Progress(len(wanted), label, unit="group") as progress:
-        for group in wanted:
-            found.append(_widest(spec, group, ceiling_ms, latency))
+    candidates = [*groups(spec, kinds), *removable(spec, kinds)]
+    proposals = []
+    with Progress(len(candidates), label, unit="group") as progress:
+        for group in candidates:
+            proposals.append(_widest(spec, group, ceiling_ms, latency))
             progress.update(1)
-    return [proposal for proposal in found if proposal is not None]
+    return [proposal for proposal in proposals if proposal is not None]
 
 
 def _widest(
@@ -164,7 +242,7 @@ def _widest(
 ) -> Proposal | None:
     """In strides that double from the group's width down, then by halves: each width is measured, and a wide
     layer has a hundred. Where latency does not rise with the width, a wider one may be overlooked."""
-    widths = range((group.width - 1) // STEP * STEP, 0, -STEP)
+    widths = range(1) if group.kind == "block" else range((group.width - 1) // STEP * STEP, 0, -STEP)
     over, under, stride, found = -1, len(widths), 1, None
     while under - over > 1:
         place = min(over + stride, under - 1) if found is None else (over + under) // 2

@@ -1,16 +1,20 @@
-"""Carrying weights over to a narrower network: the channels that stay are those that matter most.
+"""Carrying weights over to a network of other widths: the channels that stay are those that matter most.
 
 See :mod:`.importance` for what that is, and for channels that several layers share.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from mobilefit.adapt.importance import ChannelImportance, filter_norms
+from mobilefit.adapt.proposals import renumbered, without_blocks
 from mobilefit.arch import NetSpec, SegmentationHead, SSDLiteHead
-from mobilefit.nn import Network
+from mobilefit.nn import Network, build
 from mobilefit.nn.blocks import Row
 from mobilefit.nn.classifier import ClassifierHead
 from mobilefit.nn.layers import ConvNormAct, SqueezeExcite
@@ -26,10 +30,14 @@ def transfer(old: Network, spec: NetSpec, importance: ChannelImportance | None =
 
     Args:
         old: a trained network.
-        spec: the same rows with equal or smaller widths.
+        spec: the same rows with other widths. Where it is wider, all channels stay, before new ones with the usual
+            random weights from torch's global generator (V3 paper, section 4.2: "randomly initializing missing
+            weights"); R-ASPP's filters can only become fewer.
         importance: of ``old``'s channels; ``None``: the norm of their filters.
     """
     new = Network(spec)
+    if _has_more(new, old):
+        new = build(spec)
     importance = importance or filter_norms(old)
     with torch.no_grad():
         taps, features = _backbone(new, old, importance)
@@ -41,6 +49,25 @@ def transfer(old: Network, spec: NetSpec, importance: ChannelImportance | None =
         else:
             _classifier(new.head, old.head, features, importance)
     return new.train(old.training)
+
+
+def _has_more(new: Network, old: Network) -> bool:
+    """Whether any weight of ``new`` is larger in any direction."""
+    pairs = zip(new.parameters(), old.parameters(), strict=True)
+    return any(size > before for a, b in pairs for size, before in zip(a.shape, b.shape, strict=True))
+
+
+def leave_out(old: Network, indices: Collection[int]) -> Network:
+    """A copy of a network without some of its blocks, whose inputs go on as they are."""
+    spec = without_blocks(old.spec, indices)
+    new = copy.deepcopy(old)
+    new.spec = spec
+    new.backbone.blocks = nn.Sequential(
+        *(row for index, row in enumerate(new.backbone.blocks) if index not in indices)
+    )
+    if isinstance(new.head, SSDLite | Segmentation):
+        new.head.taps = tuple(renumbered(tap, indices) for tap in new.head.taps)
+    return new
 
 
 def _backbone(new: Network, old: Network, importance: ChannelImportance) -> tuple[Kept, Tensor]:
@@ -71,8 +98,7 @@ def _rows(network: Network) -> list[Row]:
 
 
 def _strongest(importance: Tensor, width: int) -> Tensor:
-    """The indices of the ``width`` largest, ascending; ties go to the first."""
-    assert width <= len(importance), "a network can only become narrower"
+    """The indices of the ``width`` largest, ascending; ties go to the first. All where there are fewer."""
     order = torch.argsort(importance, descending=True, stable=True)
     return order[:width].sort().values
 
@@ -127,11 +153,11 @@ def _depthwise(new: ConvNormAct, old: ConvNormAct, channels: Tensor) -> None:
 
 
 def _conv_norm(new: ConvNormAct, old: ConvNormAct, outputs: Tensor, inputs: Tensor) -> None:
-    new.conv.weight.copy_(old.conv.weight[outputs][:, inputs])
+    _fill(new.conv.weight, old.conv.weight[outputs][:, inputs])
     new.conv.same = old.conv.same
     new.norm.eps = old.norm.eps
     for name in ("weight", "bias", "running_mean", "running_var"):
-        getattr(new.norm, name).copy_(getattr(old.norm, name)[outputs])
+        _fill(getattr(new.norm, name), getattr(old.norm, name)[outputs])
 
 
 def _excite(new: SqueezeExcite, old: SqueezeExcite, wide: Tensor, importance: Tensor) -> None:
@@ -211,6 +237,7 @@ def _merged(
 
     All three have one width, and each keeps its own: nothing joins their channels.
     """
+    assert width <= old.image.conv.out_channels, "R-ASPP's filters can only become fewer"
     image, project, merge = (
         _strongest(importance(f"head.{part}"), width) for part in ("image", "project", "merge")
     )
@@ -229,7 +256,12 @@ def _outputs(new: nn.Conv2d | nn.Linear, old: nn.Conv2d | nn.Linear, inputs: Ten
 def _affine(
     new: nn.Conv2d | nn.Linear, old: nn.Conv2d | nn.Linear, outputs: Tensor, inputs: Tensor
 ) -> None:
-    new.weight.copy_(old.weight[outputs][:, inputs])
+    _fill(new.weight, old.weight[outputs][:, inputs])
     if old.bias is not None:  # torchvision's gate has none
         assert new.bias is not None
-        new.bias.copy_(old.bias[outputs])
+        _fill(new.bias, old.bias[outputs])
+
+
+def _fill(new: Tensor, values: Tensor) -> None:
+    """Set the first entries in each direction; the others, of channels that are new, stay random."""
+    new[tuple(slice(size) for size in values.shape)] = values

@@ -20,13 +20,27 @@ from mobilefit.train import Recipe, calibration_batches, fit, recalibrated
 from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task
 
+LEAST_TUNE_STEPS = 15
+"""Fewer teach a proposal nothing that new batch norm statistics do not: alone they beat five steps in ten proposals
+of ten."""
+
 
 def short_term(recipe: Recipe) -> Recipe:
     """The recipe of fine-tuning, from that of training: a quarter of its rate, falling from the first
-    step, without an average of weights."""
+    step, without an average of weights, and with one rate for all rows: see :func:`for_shrunk`."""
     return replace(
-        recipe, lr=recipe.lr / 4, warmup_epochs=0.0, ema_decay=None, bn_momentum=0.1, schedule="cosine"
-    )
+        for_shrunk(recipe), lr=recipe.lr / 4, warmup_epochs=0.0, ema_decay=None, bn_momentum=0.1,
+        schedule="cosine",
+    )  # fmt: skip
+
+
+def for_shrunk(recipe: Recipe) -> Recipe:
+    """The recipe of training a network that was shrunk: one rate for all rows.
+
+    Layer decay keeps what pretrained rows have; but rows that lost channels have to learn, and the ones near the image
+    would at a fraction of the rate (the same final network after 120 steps: 71.8 % with a decay of 0.9, 75.3 without).
+    """
+    return replace(recipe, layer_decay=1.0)
 
 
 def tools_for(
@@ -43,7 +57,7 @@ def tools_for(
         train_set, held_out: sets of the task's kind.
         preset: how an image becomes the network's input.
         recipe: that the seed network was trained by; see :func:`short_term`.
-        steps: of a proposal's fine-tuning.
+        steps: of a proposal's fine-tuning; 0: none, proposals are judged with new batch norm statistics alone.
         latency, confirm: as of :class:`.netadapt.Tools`.
         task: ``None``: classification.
         importance: which channels stay: ``gates`` (by the loss of :data:`~.recalibration.STATISTICS_IMAGES` training
@@ -56,7 +70,8 @@ def tools_for(
     chosen, short = task or Classify(), short_term(recipe)
 
     def tune(network: Network, seed: int) -> None:
-        fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
+        if steps:
+            fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
 
     def judge(network: Network) -> Judgement:
         recalibrated(network, train_set, preset, short, chosen)

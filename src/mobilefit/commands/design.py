@@ -609,19 +609,25 @@ class _Design:
         network, preset = initial(seed)
         if not path.exists():
             self.log(f"training {label}, seed {seed}" + (f", {steps} steps" if steps else ""))
-            self.fit(network, preset, steps, seed, folder, self.log.label(f"{label}, seed {seed}"), teacher)
+            self.fit(
+                network, preset, steps, seed, folder, self.log.label(f"{label}, seed {seed}"), teacher,
+                shrunk=kind == "adapted",
+            )  # fmt: skip
             save_weights(network, path, preset=preset.to_dict(), classes=self.data.classes)
             lab.drop_checkpoints(folder)
         return Trained(label=label, kind=kind, seed=seed, network=load_network(path), preset=preset)
 
     def fit(
         self, network: Network, preset: Preset, steps: int, seed: int, folder: Path, label: str | None,
-        teacher: SoftTargets | TeacherFile | None,
+        teacher: SoftTargets | TeacherFile | None, *, shrunk: bool = False,
     ) -> None:  # fmt: skip
         """Train in place, going on from the folder's checkpoint if there is one; learn how fast it was."""
+        recipe = self.training_recipe(teacher)
+        if shrunk:
+            recipe = adapt.for_shrunk(recipe)
         result = lab.train(
-            network, self.data, preset, self.training_recipe(teacher), task=self.task.port, steps=steps,
-            seed=seed, folder=folder, label=label,
+            network, self.data, preset, recipe, task=self.task.port, steps=steps, seed=seed,
+            folder=folder, label=label,
             teacher=teacher.opened() if isinstance(teacher, TeacherFile) else teacher,
         )  # fmt: skip
         self.learn_speed(self.speed, network.spec, result.images_per_second)

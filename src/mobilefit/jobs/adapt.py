@@ -11,7 +11,7 @@ from mobilefit import device
 from mobilefit.adapt import AdaptSettings
 from mobilefit.arch import NetSpec
 from mobilefit.device import Phone
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, unknown
 from mobilefit.jobs import kinds, lab, pretrained
 from mobilefit.jobs.folder import RunFolder
 from mobilefit.jobs.kinds import KINDS
@@ -35,7 +35,10 @@ class AdaptConfig:
     importance: netadapt.Importance = option(
         "gates", help="which channels stay: gates (by the loss of some training images), norm (of filters, NetAdapt) or bn-scale"
     )
-    tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000)")
+    shrink: str | None = option(
+        None, help="what may shrink, with commas: expansion, bottleneck, head, block (residual blocks left out); default: all, the head only of fewer than 250 classes"
+    )
+    tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000); 0: none, only new batch norm statistics")
     recipe: str | None = option(
         None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
     )
@@ -53,8 +56,10 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     Raises:
         InputError: bad data, weights or options, or a target out of reach.
     """
-    budget = parse_budget(config.latency)
-    lab.check_positive(delta=config.delta, decay=config.decay, tune_steps=config.tune_steps)
+    budget, shrinking = parse_budget(config.latency), parse_shrink(config.shrink)
+    lab.check_positive(delta=config.delta, decay=config.decay)
+    if config.tune_steps < 0:
+        raise InputError(f"--tune-steps is {config.tune_steps}, must not be below 0", "0 tunes nothing")
     device.check_target(config.device, config.benchmark_model)
     opened = pretrained.opened(config.weights)
     network = opened.network
@@ -68,6 +73,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
     kinds.tell_left_out(data, voice)
+    voice(tuning_plan(config.tune_steps))
     with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
         seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone))
         table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
@@ -79,7 +85,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
             importance=config.importance,
         )  # fmt: skip
         settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
-                                 decay=config.decay, rule=config.rule)  # fmt: skip
+                                 decay=config.decay, rule=config.rule, kinds=shrinking)  # fmt: skip
         with run.timed("netadapt"):
             found = netadapt.adapt(
                 network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice,
@@ -100,11 +106,38 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     return record
 
 
+def parse_shrink(text: str | None) -> tuple[netadapt.Kind, ...] | None:
+    """What may shrink, from names with commas; ``None``: what is usual for the network.
+
+    Raises:
+        InputError: no such name, with the nearest one.
+    """
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in netadapt.KINDS:
+            raise unknown("part to --shrink", name, netadapt.KINDS)
+    return tuple(kind for kind in netadapt.KINDS if kind in names)
+
+
+def tuning_plan(steps: int) -> str:
+    """A line: how proposals are tuned."""
+    if steps == 0:
+        return "proposals are not tuned: they are judged with new batch norm statistics alone"
+    line = f"each proposal is tuned for {steps} step{'s' if steps > 1 else ''}"
+    if steps < netadapt.LEAST_TUNE_STEPS:
+        line += f": fewer than {netadapt.LEAST_TUNE_STEPS} teach it less than new batch norm statistics do (--tune-steps 0)"
+    return line
+
+
 def _tell(run: RunFolder, score: str) -> None:
-    """The accepted steps, and what to do with the result."""
+    """The accepted steps, with how many other proposals each could not be told from, and what to do with the result."""
     for row in read_jsonl(run.path / "netadapt" / netadapt.LOG):
         if row["event"] in ("seed", "accepted"):
-            print(f"{row['step']:3d}  {row['what']:<32} {row['measured_ms']:.4f} ms  {row['accuracy']:.2%}{score}")
+            others = row.get("within_two_errors")
+            equals = f"  as good by the loss as {others} other{'s' if others > 1 else ''}" if others else ""
+            print(f"{row['step']:3d}  {row['what']:<32} {row['measured_ms']:.4f} ms  {row['accuracy']:.2%}{score}{equals}")
     print(f"train it from scratch with --model {run.path / 'adapted.json'}")
 
 

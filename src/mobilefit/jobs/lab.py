@@ -175,7 +175,7 @@ def pixels(spec: NetSpec) -> str:
 
 
 def narrowest(spec: NetSpec) -> NetSpec:
-    """Every width that NetAdapt may shrink at its least."""
+    """Every width that NetAdapt may shrink at its least, with all blocks."""
     for group in adapt.groups(spec):
         spec = group.shrunk(spec, min(group.width, NARROWEST))
     return spec

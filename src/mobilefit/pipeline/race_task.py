@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mobilefit import adapt
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
 from mobilefit.jobs import lab, pretrained
@@ -105,8 +106,9 @@ class ShortTraining:
         network, preset = self.initial[candidate.slug](self.seed)
         teacher = self.teacher.opened() if isinstance(self.teacher, TeacherFile) else self.teacher
         folder = self.folder / candidate.slug
+        recipe = adapt.for_shrunk(self.recipe) if candidate.origin == "shrunk" else self.recipe
         result = lab.train(
-            network, self.data, preset, self.recipe, task=self.task.port, steps=self.steps,
+            network, self.data, preset, recipe, task=self.task.port, steps=self.steps,
             seed=self.seed, folder=folder, teacher=teacher, validate=False,
             label=Voice(quiet=self.quiet).label(f"{candidate.name}, {self.steps} steps"),
         )  # fmt: skip

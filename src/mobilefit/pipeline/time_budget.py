@@ -24,8 +24,6 @@ DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
 """The V3 paper's step, and larger ones for when time is short."""
 MOST_TUNE_STEPS = 10_000
 """The V3 paper's T."""
-LEAST_TUNE_STEPS = 15
-"""Fewer teach a proposal nothing that new batch norm statistics do not."""
 MOST_PRETRAINED_EPOCHS = 40
 """From pretrained weights: longer gains nothing on some thousand images (results/training)."""
 LEAST_STEPS = 20
@@ -200,7 +198,7 @@ def netadapt(
         evaluation_seconds: of the held-out images.
         delta, tune_steps: as the user wants them, whatever the time.
     """
-    proposals = len(adapt.groups(spec))
+    proposals = len(adapt.groups(spec)) + len(adapt.removable(spec))
     fixed = 0.1 + evaluation_seconds
 
     def steps_for(cut: float) -> int:
@@ -210,9 +208,9 @@ def netadapt(
         each = seconds / max(1, steps_for(cut) * proposals)
         return int((each - fixed) / max(step_seconds, 1e-9))
 
-    least_cut = delta or next((cut for cut in DELTAS if affordable(cut) >= LEAST_TUNE_STEPS), DELTAS[-1])
+    least_cut = delta or next((cut for cut in DELTAS if affordable(cut) >= adapt.LEAST_TUNE_STEPS), DELTAS[-1])
     tune = min(affordable(least_cut), MOST_TUNE_STEPS, 2 * per_epoch)
-    tune = tune_steps if tune_steps is not None else tune if tune >= LEAST_TUNE_STEPS else 0
+    tune = tune_steps if tune_steps is not None else tune if tune >= adapt.LEAST_TUNE_STEPS else 0
     return AdaptPlan(
         delta=least_cut, steps=steps_for(least_cut), proposals=proposals, tune_steps=tune,
         held_images=held_images,
