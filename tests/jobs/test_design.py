@@ -18,10 +18,10 @@ from PIL import Image
 
 from mobilefit import device
 from mobilefit.arch import NetSpec
-from mobilefit.commands import design as job
 from mobilefit.device import LatencyTable
 from mobilefit.jobs import lab
 from mobilefit.jobs.model import int8_for_timing
+from mobilefit.pipeline import design_run
 from mobilefit.runs import read_json, read_jsonl, write_json
 
 from .small import (
@@ -341,7 +341,7 @@ def test_images_that_changed_are_noticed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(job._Design, "measure_speed", stop)
+        patch.setattr(design_run.DesignRun, "measure_speed", stop)
         assert run(*words(world, tmp_path / "run", data=images)) == 130
     picture(0, 5).save(images / "blue" / "new.png")
     said = refused(*words(world, tmp_path / "run", data=images), "--quiet")

@@ -30,6 +30,15 @@ Initial = Callable[[int], tuple[Network, Preset]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A network that may be trained in full, and with what it begins."""
+
+    kind: str
+    candidate: Candidate
+    initial: Initial
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherFile:
     """A teacher by the name that the user gave it: a program of torch.export cannot be pickled, its name can."""
 
