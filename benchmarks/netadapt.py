@@ -272,7 +272,7 @@ def channels(bench: Bench) -> Iterator[str]:
         scores = {
             way: bench.measured(
                 {"what": f"{name} {group.width} -> {_half(group)}", "way": way},
-                lambda g=group, w=way: _kept(bench, g, w),
+                lambda g=group, w=way: _halved(bench, g, w),
             )["accuracy"]
             for way in ("gates", "norm", "bn-scale", *chance)
         }  # fmt: skip
@@ -288,7 +288,7 @@ def _half(group: Group) -> int:
     return max(8, group.width // 16 * 8)
 
 
-def _kept(bench: Bench, group: Group, way: str) -> Row:
+def _halved(bench: Bench, group: Group, way: str) -> Row:
     ways: dict[str, Callable[[], ChannelImportance]] = {
         "gates": bench.gates, "norm": lambda: filter_norms(bench.network), "bn-scale": lambda: bn_scales(bench.network)
     }  # fmt: skip

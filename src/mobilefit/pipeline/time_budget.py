@@ -19,6 +19,7 @@ from mobilefit.arch import NetSpec
 from mobilefit.jobs.plan import MOST_EPOCHS as MOST_EPOCHS
 from mobilefit.jobs.plan import batch_size as batch_size
 from mobilefit.train import Recipe
+from mobilefit.train.recalibration import STATISTICS_IMAGES
 
 DELTAS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
 """The V3 paper's step, and larger ones for when time is short."""
@@ -199,7 +200,8 @@ def netadapt(
         delta, tune_steps: as the user wants them, whatever the time.
     """
     proposals = len(adapt.groups(spec)) + len(adapt.removable(spec))
-    fixed = 0.1 + evaluation_seconds
+    # Beside the held-out images every proposal is shown those that its batch norm statistics are of.
+    fixed = 0.1 + evaluation_seconds * (1 + STATISTICS_IMAGES / max(1, held_images))
 
     def steps_for(cut: float) -> int:
         return math.ceil(over / (CUT * cut))
