@@ -64,7 +64,8 @@ def test_a_trained_network_is_shrunk_to_a_latency(task: str, root: Path) -> None
 def test_the_whole_chain_ends_in_files_within_the_budget(
     task: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*designed(task, root)) == 0
+    # A detector of one epoch detects nothing, and of nothing files have no part in common.
+    assert run(*designed(task, root, epochs=20)) == 0
     record = read_json(root / "run" / "record.json")
     final = record["final"]
     assert record["task"] == task and final["latency"]["median_ms"] <= record["budget_ms"]

@@ -349,8 +349,12 @@ class BudgetRun:
         return rows
 
     def same_latency(self, larger: Trained, winner: Candidate) -> dict[str, Any]:
-        """The larger network by the width multiplier that comes nearest in measured latency."""
-        c, family = self.design, larger.network.spec
+        """The larger network by the width multiplier that comes nearest in measured latency.
+
+        Beside a searched network it is the hand-made one that the search is to beat.
+        """
+        c = self.design
+        family = c.reference if larger.label == "searched" else larger.network.spec
         goal = winner.latency_ms
         low, high = 5, WIDEST  # percent; narrower below, wider above the goal
         while high - low > 1:
