@@ -1,7 +1,7 @@
 """Keep what a run found as data: ``python -m benchmarks.collect RUN results/design/NAME``.
 
 Of a design or a search: the record without the pictures of test images (they belong to the data
-set), the logs of the search's trials and of NetAdapt's steps, the training curves, and the summary
+set), the logs of the race, of the search's trials and of NetAdapt's steps, the training curves, and the summary
 as text.
 """
 
@@ -24,6 +24,8 @@ def collect(run: Path, target: Path) -> None:
     write_json(target / "record.json", record)
     steps = read_jsonl(run / "netadapt" / "netadapt.jsonl")
     logs = {"netadapt.jsonl": steps} if steps else {}
+    if race := read_jsonl(run / "race" / "race.jsonl"):
+        logs["race.jsonl"] = race
     if trials := read_jsonl(run / "search" / "trials.jsonl"):
         logs["trials.jsonl"] = trials
     for path in sorted(run.glob("train/*/metrics.jsonl")):

@@ -191,8 +191,8 @@ def netadapt(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
 
 def designed(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
     """What ``mobilefit design`` delivers for each budget."""
-    out = RUNS / f"design-{seed}"
-    state = RUNS / f"design-{seed}-budgets.json"
+    out = RUNS / f"design-{'-'.join(map(str, setting.shares))}-{seed}"
+    state = RUNS / f"{out.name}-budgets.json"
     if not state.exists():
         (reference,) = (x.median_ms for x in lab.measured([setting.reference]))
         write_atomic(state, json.dumps({str(b): reference * b / 100 for b in sorted(setting.shares)}))
