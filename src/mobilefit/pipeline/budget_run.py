@@ -114,9 +114,7 @@ class BudgetRun:
     def contenders(self) -> list[Candidate]:
         """Every network at its largest size within the budget; from scratch the most promising ones."""
         within = networks_at.within(self.design.networks, self.aim_ms)
-        if len(within) <= networks_at.MOST_SCRATCH or any(c.weights for c in within):
-            return within
-        return networks_at.spread(within)
+        return within if any(candidate.weights for candidate in within) else networks_at.spread(within)
 
     def untaught(self, contenders: list[Candidate]) -> list[Candidate]:
         """The best ones by frozen features and a short training of their own, the best first."""

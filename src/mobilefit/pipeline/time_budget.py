@@ -119,8 +119,8 @@ def race_rung(
 ) -> RungPlan:  # fmt: skip
     """A rung: ``epochs`` of every candidate, or as many steps of each as the seconds allow.
 
-    A candidate that is trained for fewer than :data:`LEAST_RUNG_STEPS` is judged by its luck: where there is no
-    time for so many, the last candidates are left out.
+    A candidate that is trained for fewer than :data:`LEAST_RUNG_STEPS` or a quarter of an epoch is judged by its luck:
+    where there is no time for so many, the last candidates are left out.
 
     Args:
         step_seconds: of each candidate, the most promising first.
@@ -128,7 +128,7 @@ def race_rung(
         parallel: candidates that are trained at a time.
     """
     most = math.ceil(epochs * per_epoch)
-    least = min(LEAST_RUNG_STEPS, most)
+    least = min(max(LEAST_RUNG_STEPS, per_epoch // 4), most)
     for count in range(len(step_seconds), 1, -1):
         each = makespan(step_seconds[:count], parallel)
         judging = makespan([evaluation_seconds] * count, parallel)

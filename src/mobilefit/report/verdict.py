@@ -102,7 +102,7 @@ def budget_rows(designs: dict[str, Row]) -> list[dict[str, Any]]:
         rows.append({
             "name": name, "network": final.get("label") or units.NONE, "budget": units.ms(budget),
             "latency": units.ms(latency),
-            "over": over_budget(record),
+            "over": bool(over_budget(record)),
             "accuracy": units.percent(final.get("accuracy_int8")), "verdict": sentences(record),
         })  # fmt: skip
     return rows
