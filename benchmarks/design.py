@@ -40,9 +40,10 @@ from mobilefit.data import ClassificationData, load
 from mobilefit.jobs import lab, pretrained
 from mobilefit.jobs.adapt import AdaptConfig, adapt
 from mobilefit.jobs.kinds import KINDS, begun
-from mobilefit.jobs.model import evaluate_file, export
+from mobilefit.jobs.model import evaluate_file, export, int8_for_timing
 from mobilefit.nn import Network, copy_weights, load_network, save_weights
 from mobilefit.pipeline import candidates, time_budget
+from mobilefit.pipeline.design_run import TEACHING
 from mobilefit.runs import read_json, write_atomic
 from mobilefit.train import SoftTargets
 from mobilefit.train.statistics import paired
@@ -56,7 +57,6 @@ PROTOCOL = (
 SIZE = 96
 """Of the reference and of the teachers, pixels."""
 MODEL = "model.safetensors"
-TEACHING = 0.5
 WIDTHS = tuple(percent / 100 for percent in range(20, 100, 5))
 CLASSIFY = KINDS["classify"]
 
@@ -216,7 +216,7 @@ def row(method: str, budget: int, folder: Path, setting: Setting, seed: int) -> 
     file = folder / "model_int8.tflite"
     blob = file.read_bytes() if file.exists() else export(opened.network, data, preset, seed=seed).int8
     evaluation = evaluate_file(blob, data.test, preset)
-    reference, own = lab.side_by_side([_timing(setting.reference), blob])
+    reference, own = lab.side_by_side([int8_for_timing(setting.reference), blob])
     spec = opened.network.spec
     return {
         "method": method, "budget": budget, "seed": seed, "network": spec.name, "pixels": spec.input_size,
@@ -224,12 +224,6 @@ def row(method: str, budget: int, folder: Path, setting: Setting, seed: int) -> 
         "top1": evaluation.top1, "epochs": setting.epochs, "madds": spec.cost().madds,
         "right": "".join("01"[int(r)] for r in evaluation.predictions == data.test.labels),
     }  # fmt: skip
-
-
-def _timing(spec: NetSpec) -> bytes:
-    from mobilefit.jobs.model import int8_for_timing
-
-    return int8_for_timing(spec)
 
 
 def run(setting: Setting, seeds: Sequence[int], only: Sequence[str]) -> None:

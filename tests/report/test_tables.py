@@ -59,12 +59,21 @@ def test_statistics_over_seeds() -> None:
 def test_netadapts_steps() -> None:
     found = tables.steps(netadapt())
     assert len(found) == 13
-    assert found[0] == ("0", "seed", "0.570 ms", "0.585 ms", "-2.6 %", "88.00 %", "–", "–")
+    assert found[0] == ("0", "seed", "0.570 ms", "0.585 ms", "-2.6 %", "88.00 %", "–", "–", "–", "–")
     assert found[1][:5] == ("1", "blocks.1.expand 96 → 88", "0.556 ms", "0.567 ms", "-2.0 %")
-    assert found[1][6:] == ("-0.32", "3")
+    assert found[1][6:] == ("-0.32", "–", "3", "–")  # of before the log had losses
     assert tables.steps([{"event": "accepted"}, {"event": "proposal"}, {}]) == [
-        ("–", "", "–", "–", "–", "–", "–", "1")
+        ("–", "", "–", "–", "–", "–", "–", "–", "1", "–")
     ]
+
+
+def test_steps_say_how_far_the_loss_moved_and_who_was_as_good() -> None:
+    row = {"event": "accepted", "step": 1, "loss_change": 0.0123, "loss_error": 0.0046, "within_two_errors": 4}
+    header = tables.steps_header("top-1")
+    (cells,) = tables.steps([row])
+    assert cells[header.index("loss")] == "+0.012 ± 0.005" and cells[header.index("as good by the loss")] == "4"
+    (alone,) = tables.steps([{**row, "loss_error": None, "within_two_errors": None}])  # a task without losses of images
+    assert alone[header.index("loss")] == "+0.012" and alone[header.index("as good by the loss")] == "–"
 
 
 def test_the_network_table_shows_what_changed() -> None:

@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mobilefit.data import Preset
+from mobilefit.errors import InputError
+from mobilefit.nn import Network
 from mobilefit.runs import atomic_file
 from mobilefit.train.statistics import Difference, paired
+from mobilefit.train.task import Task
 
 Losses = npt.NDArray[np.float32]
 
@@ -27,6 +31,23 @@ class Judgement:
     losses: Losses
     """[n]: of each image, low for a good network: cross-entropy in nats. A task without losses of single images
     has one number, 1 - score."""
+
+
+def judge(task: Task, network: Network, held_out: Any, preset: Preset) -> Judgement:
+    """Evaluate a network on held-out images of its task.
+
+    Raises:
+        InputError: nothing among the images can be judged: no box, no labelled pixel.
+    """
+    evaluation = task.evaluate(network, held_out, preset)
+    score = evaluation.row()[task.score]
+    if not math.isfinite(score):
+        raise InputError(
+            f"the {len(held_out)} held-out images have nothing that {task.score} could be told by",
+            "hold out more images",
+        )
+    losses = getattr(evaluation, "losses", None)
+    return Judgement(score=score, losses=np.array([1 - score], np.float32) if losses is None else losses)
 
 
 def as_fields(difference: Difference) -> dict[str, Any]:

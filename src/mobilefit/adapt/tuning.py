@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
-from mobilefit.adapt.judgement import Judgement
+from mobilefit.adapt.judgement import Judgement, judge
 from mobilefit.adapt.netadapt import Tools
 from mobilefit.adapt.proposals import Latency
 from mobilefit.data import Preset
-from mobilefit.errors import InputError, unknown
+from mobilefit.errors import unknown
 from mobilefit.nn import Network
 from mobilefit.train import Recipe, calibration_batches, fit, recalibrated
 from mobilefit.train.classify import Classify
@@ -73,17 +70,8 @@ def tools_for(
         if steps:
             fit(network, train_set, preset=preset, recipe=short, task=chosen, steps=steps, seed=seed)
 
-    def judge(network: Network) -> Judgement:
-        recalibrated(network, train_set, preset, short, chosen)
-        evaluation = chosen.evaluate(network, held_out, preset)
-        score = evaluation.row()[chosen.score]
-        if not math.isfinite(score):  # no box, no labelled pixel
-            raise InputError(
-                f"the {len(held_out)} held-out images have nothing that {chosen.score} could be told by",
-                "hold out more images",
-            )
-        losses = getattr(evaluation, "losses", None)
-        return Judgement(score=score, losses=np.array([1 - score], np.float32) if losses is None else losses)
+    def judge_recalibrated(network: Network) -> Judgement:
+        return judge(chosen, recalibrated(network, train_set, preset, short, chosen), held_out, preset)
 
     def by_gates(network: Network) -> ChannelImportance:
         plain = replace(short, distillation=0.0, mixup=0.0, cutmix=0.0)
@@ -97,6 +85,6 @@ def tools_for(
     if importance not in ways:
         raise unknown("importance", importance, ways)
     return Tools(
-        latency=latency, confirm=confirm, tune=tune, judge=judge, images=len(held_out),
+        latency=latency, confirm=confirm, tune=tune, judge=judge_recalibrated, images=len(held_out),
         quality=chosen.score, importance=ways[importance],
     )  # fmt: skip

@@ -45,6 +45,9 @@ AFTER_PROBE, FINALISTS = 4, 3
 JUDGED_AGAIN = 3
 """Measurements of a network that seems to be over the budget by less than the noise."""
 
+REPORT = "report.html"
+"""The last of a budget's files."""
+
 T = TypeVar("T")
 
 
@@ -90,7 +93,8 @@ class BudgetRun:
         winner = self.taught(entrants, larger)
         standing = self.standing(winner, larger)
         trained = self.trained([winner, *standing], larger)
-        self.finish([] if larger is None else [larger], trained)
+        if not (self.folder / REPORT).exists():  # an earlier call was interrupted in a later budget
+            self.finish([] if larger is None else [larger], trained)
         if larger is None:  # the images are no larger: a smaller budget's networks learn from this one
             self.design.larger = replace(trained[0], kind="seed")
         return self.folder.name
@@ -361,8 +365,8 @@ class BudgetRun:
             low, high = (middle, high) if narrower else (low, middle)
         around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
         near = list({s.id: s for s in (family.width(w / 100) for w in around)}.values())
-        aim, *latencies = c.measure([winner.spec, *near])
-        best = min(range(len(near)), key=lambda i: abs(latencies[i] - aim))
+        goal, *latencies = c.measure([winner.spec, *near])
+        best = min(range(len(near)), key=lambda i: abs(latencies[i] - goal))
         return near[best].to_dict()
 
     def trained(self, entrants: Sequence[Entrant], larger: Trained | None) -> list[Trained]:
@@ -438,15 +442,8 @@ class BudgetRun:
             },
             "layers": self.layers(seed_spec, final_spec),
         }  # fmt: skip
-        self.write(record)
+        c.run.finish_part(self.folder, record)
         report.write_report(self.folder)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """The record of the run, or of one of its budgets."""
-        if not self.prefix:
-            self.design.run.finish(record)
-        else:
-            self.design.run.finish_part(self.folder, record)
 
     def best_first(self, entries: Sequence[Trained], trained: Sequence[Trained]) -> list[int]:
         """Places of the networks that may be exported, the best on held-out images first.
@@ -454,7 +451,9 @@ class BudgetRun:
         Labels are compared by the mean over their seeds, and of a label's networks the best is taken.
         """
         c = self.design
-        losses = {id(e): c.judge(e.network, e.preset)[0].mean() for e in trained}
+        losses = {
+            id(e): adapt.judge(self.task.port, e.network, c.held_out, e.preset).losses.mean() for e in trained
+        }  # fmt: skip
         means = {
             label: float(np.mean([losses[id(e)] for e in trained if e.label == label]))
             for label in {e.label for e in trained}

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from mobilefit.arch import ClassifierHead, NetSpec
 from mobilefit.nn.weights import rows
@@ -86,6 +86,24 @@ class Sizes:
     """See :class:`Candidate`."""
     measured: dict[int, float] = field(default_factory=dict)
     """Milliseconds by size."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "spec": self.spec.to_dict(), "weights": self.weights, "sizes": list(self.sizes), "origin": self.origin,
+            "whole": None if self.whole is None else self.whole.to_dict(),
+            "measured": [[size, ms] for size, ms in sorted(self.measured.items())],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Sizes:
+        """The inverse of :meth:`to_dict`."""
+        whole = value["whole"]
+        return cls(
+            spec=NetSpec.from_dict(value["spec"]), weights=value["weights"], sizes=tuple(value["sizes"]),
+            origin=value["origin"], whole=None if whole is None else NetSpec.from_dict(whole),
+            measured={int(size): ms for size, ms in value["measured"]},
+        )  # fmt: skip
 
     def at(self, size: int) -> NetSpec:
         """The network at a size; an input that is not square keeps its form, in multiples of 32."""

@@ -29,8 +29,8 @@ from mobilefit.pipeline import time_budget
 from mobilefit.pipeline.candidates import Candidate, Sizes
 from mobilefit.pipeline.design_config import SEARCH, DesignConfig
 from mobilefit.pipeline.initial_weights import AUTO, InitialWeights, pretrained_sources
-from mobilefit.pipeline.race import Judge, Losses, Race, Rung, Standing
-from mobilefit.pipeline.race_task import Entrant, ShortTraining, TeacherFile, judged_by
+from mobilefit.pipeline.race import Judge, Race, Rung, Standing
+from mobilefit.pipeline.race_task import Entrant, ShortTraining, TeacherFile
 from mobilefit.pipeline.time_budget import RungPlan, SpeedModel, StagePlan
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
@@ -62,8 +62,6 @@ class DesignRun:
         """What a budget in per cent is a share of, and what is measured beside everything."""
         self.table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         self.race = Race(run.path / "race", log)
-        self.rungs: list[dict[str, Any]] = []
-        self.plans: dict[str, Any] = {}
         self.searched: dict[str, Any] | None = None
         self.larger: Trained | None = None
         self.networks: list[Sizes] = []
@@ -81,7 +79,7 @@ class DesignRun:
         self.own_teacher = self._own_teacher()
         start = self.run.stage("start", self.start)
         lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
-        self.networks = [sizes_of(entry) for entry in start["networks"]]
+        self.networks = [Sizes.from_dict(entry) for entry in start["networks"]]
         self.budgets_ms, self.reference_ms = start["budgets_ms"], start["reference_ms"]
         self.recipe = self.task.recipe(self.config.recipe, start["pretrained"] or None, self.data)
         self.recipe = replace(self.recipe, batch_size=time_budget.batch_size(self.recipe, len(self.data.train)))
@@ -125,7 +123,7 @@ class DesignRun:
                 self.check_reachable(networks, budget_ms)
         return {
             "fingerprint": self.data.fingerprint, "reference_ms": reference_ms, "budgets_ms": budgets_ms,
-            "networks": [described(network) for network in networks], "pretrained": bool(sources),
+            "networks": [network.to_dict() for network in networks], "pretrained": bool(sources),
         }  # fmt: skip
 
     def sources(self) -> dict[str, tuple[NetSpec, str]]:
@@ -424,10 +422,6 @@ class DesignRun:
         teacher.opened()  # a bad file is refused before anything is measured
         return teacher
 
-    def judge(self, network: Network, preset: Preset) -> tuple[Losses, float]:
-        """Losses of the held-out images, and the task's score."""
-        return judged_by(self.task, network, self.held_out, preset)
-
     def finish_several(self, names: Sequence[str]) -> None:
         """One record and one frontier of several budgets."""
         records = {name: read_json(self.run.path / name / RECORD) for name in names}
@@ -460,19 +454,3 @@ def budget_label(budget: Budget) -> str:
     if budget.milliseconds is not None:
         return f"{budget.milliseconds:g}ms"
     return f"{100 * (budget.fraction or 0.0):g}pct"
-
-
-def described(network: Sizes) -> dict[str, Any]:
-    return {
-        "spec": network.spec.to_dict(), "weights": network.weights, "sizes": list(network.sizes),
-        "whole": None if network.whole is None else network.whole.to_dict(),
-        "origin": network.origin, "measured": [[size, ms] for size, ms in sorted(network.measured.items())],
-    }  # fmt: skip
-
-
-def sizes_of(entry: dict[str, Any]) -> Sizes:
-    return Sizes(
-        spec=NetSpec.from_dict(entry["spec"]), weights=entry["weights"], sizes=tuple(entry["sizes"]),
-        origin=entry["origin"], whole=None if entry["whole"] is None else NetSpec.from_dict(entry["whole"]),
-        measured={int(size): ms for size, ms in entry["measured"]},
-    )  # fmt: skip

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from mobilefit.adapt.judgement import Judgement
 from mobilefit.pipeline.candidates import Candidate
 from mobilefit.runs import append_jsonl, atomic_file, read_jsonl
 from mobilefit.train.statistics import paired
@@ -28,7 +28,6 @@ LOG = "race.jsonl"
 HOPELESS = 3.0
 """Standard errors behind the best by which a candidate is out, however many may go on."""
 
-Losses = npt.NDArray[np.float32]
 T = TypeVar("T")
 Judge = Callable[[Candidate], "Judged"]
 """Trains a candidate as a rung has it and judges it on the held-out images."""
@@ -37,14 +36,9 @@ Map = Callable[[Callable[[T], Any], Sequence[T]], Iterator[tuple[int, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judged(Judgement):
     """What a rung says of a candidate."""
 
-    losses: Losses
-    """[n]: of each held-out image, low is good. Cross-entropy in nats; a task without a loss of single
-    images has one number, 1 - score."""
-    score: float
-    """The task's: top-1, mAP or mIoU, 0 to 1."""
     seconds: float
     images_per_second: float = 0.0
     """In training; 0: not measured, or in an earlier run."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mobilefit import adapt
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
@@ -21,7 +19,7 @@ from mobilefit.jobs.model import network_for
 from mobilefit.nn import Network
 from mobilefit.pipeline.candidates import Candidate
 from mobilefit.pipeline.probe import probe
-from mobilefit.pipeline.race import Judged, Losses
+from mobilefit.pipeline.race import Judged
 from mobilefit.progress import Voice
 from mobilefit.train import Recipe, SoftTargets
 
@@ -121,10 +119,10 @@ class ShortTraining:
             seed=self.seed, folder=folder, teacher=teacher, validate=False,
             label=Voice(quiet=self.quiet).label(f"{candidate.name}, {self.steps} steps"),
         )  # fmt: skip
-        losses, score = judged_by(self.task, network, self.held_out, preset)
+        judgement = adapt.judge(self.task.port, network, self.held_out, preset)
         lab.drop_checkpoints(folder)
         return Judged(
-            losses=losses, score=score, seconds=round(time.monotonic() - began, 3),
+            losses=judgement.losses, score=judgement.score, seconds=round(time.monotonic() - began, 3),
             images_per_second=result.images_per_second,
         )  # fmt: skip
 
@@ -145,11 +143,3 @@ class FeatureProbe:
         network, preset = self.initial[candidate.slug](self.seed)
         losses, score = probe(network, preset, self.data.train, self.held_out)
         return Judged(losses=losses, score=score, seconds=round(time.monotonic() - began, 3))
-
-
-def judged_by(task: Kind, network: Network, held_out: Any, preset: Preset) -> tuple[Losses, float]:
-    """Losses of the held-out images as :class:`.race.Judged` has them, and the task's score."""
-    evaluation = task.port.evaluate(network, held_out, preset)
-    score = evaluation.row()[task.port.score]
-    losses = getattr(evaluation, "losses", None)
-    return (np.array([1 - score], np.float32) if losses is None else losses), score

@@ -291,11 +291,15 @@ def _operator(row: Conv | Block) -> str:
 def steps_header(score: str) -> tuple[str, ...]:
     """What the columns of :func:`steps` are called, where quality is called ``score``."""
     return ("step", "change", "predicted", "measured", "prediction off by", f"short-term {score}",
-            "score", "proposals")  # fmt: skip
+            "score", "loss", "proposals", "as good by the loss")  # fmt: skip
 
 
 def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """NetAdapt's accepted steps (and the seed) as cells of :func:`steps_header`."""
+    """NetAdapt's accepted steps (and the seed) as cells of :func:`steps_header`.
+
+    The loss is the change on the held-out images with its standard error; as good are the step's proposals that are
+    within two standard errors of the best one. Logs from before these were kept have neither.
+    """
     proposals = [row.get("step") for row in rows if row.get("event") == "proposal"]
     table: list[tuple[str, ...]] = []
     for row in rows:
@@ -309,9 +313,17 @@ def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             str(row.get("step", units.NONE)), "seed" if seed else str(row.get("what", "")).replace("->", "→"),
             units.ms(predicted), units.ms(measured), off, units.percent(row.get("accuracy")),
             units.NONE if seed or score is None else f"{score:.4g}",
-            units.NONE if seed else str(proposals.count(row.get("step"))),
+            _loss_change(row), units.NONE if seed else str(proposals.count(row.get("step"))),
+            units.NONE if row.get("within_two_errors") is None else str(row["within_two_errors"]),
         ))  # fmt: skip
     return table
+
+
+def _loss_change(row: Row) -> str:
+    change, error = (units.number(row.get(key)) for key in ("loss_change", "loss_error"))
+    if change is None:
+        return units.NONE
+    return f"{change:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def int8_against_float(
