@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,14 +184,6 @@ def narrowest(spec: NetSpec) -> NetSpec:
 def floor(spec: NetSpec, phone: Phone | None = None) -> float:
     """Milliseconds of the smallest network that NetAdapt can reach."""
     return measured([narrowest(spec)], phone)[0].median_ms
-
-
-def family_floor(specs: Mapping[str, NetSpec], phone: Phone | None = None) -> tuple[str, float]:
-    """The network that can become fastest, by its name, and its milliseconds."""
-    latencies = measured([narrowest(spec) for spec in specs.values()], phone)
-    found = dict(zip(specs, (latency.median_ms for latency in latencies), strict=True))
-    name = min(found, key=lambda key: found[key])
-    return name, found[name]
 
 
 class Confirm:

@@ -190,7 +190,8 @@ class DesignRun:
         family = {
             name: self.task.network(network, self.data, *spec.image_shape) for name, network in arch.FAMILY.items()
         }
-        name, least = lab.family_floor(family, self.phone)
+        family_floors = self.measure([lab.narrowest(network) for network in family.values()])
+        least, name = min(zip(family_floors, family, strict=True))
         raise InputError(
             f"no network made from {spec.name} at {lab.pixels(spec)} meets {budget_ms:.4g} ms: "
             f"the lowest reachable is {lowest:.4g} ms; in the whole family {least:.4g} ms, from {name}",
