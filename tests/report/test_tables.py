@@ -71,9 +71,9 @@ def test_steps_say_how_far_the_loss_moved_and_who_was_as_good() -> None:
     row = {"event": "accepted", "step": 1, "loss_change": 0.0123, "loss_error": 0.0046, "within_two_errors": 4}
     header = tables.steps_header("top-1")
     (cells,) = tables.steps([row])
-    assert cells[header.index("loss")] == "+0.012 ± 0.005" and cells[header.index("as good by the loss")] == "4"
+    assert cells[header.index("loss")] == "+0.012 ± 0.005" and cells[header.index("as good")] == "4"
     (alone,) = tables.steps([{**row, "loss_error": None, "within_two_errors": None}])  # a task without losses of images
-    assert alone[header.index("loss")] == "+0.012" and alone[header.index("as good by the loss")] == "–"
+    assert alone[header.index("loss")] == "+0.012" and alone[header.index("as good")] == "–"
 
 
 def test_the_network_table_shows_what_changed() -> None:

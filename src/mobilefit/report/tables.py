@@ -290,8 +290,8 @@ def _operator(row: Conv | Block) -> str:
 
 def steps_header(score: str) -> tuple[str, ...]:
     """What the columns of :func:`steps` are called, where quality is called ``score``."""
-    return ("step", "change", "predicted", "measured", "prediction off by", f"short-term {score}",
-            "score", "loss", "proposals", "as good by the loss")  # fmt: skip
+    return ("step", "change", "predicted", "measured", "off by", f"short-term {score}",
+            "score", "loss", "proposals", "as good")  # fmt: skip
 
 
 def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
