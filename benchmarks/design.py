@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, header, write_row
 from mobilefit import arch
-from mobilefit.adapt import transfer
+from mobilefit.adapt import for_shrunk, gates_on, transfer
 from mobilefit.arch import NetSpec
 from mobilefit.commands.design import DesignConfig, design
 from mobilefit.data import ClassificationData, load
@@ -97,12 +97,13 @@ def pretrained_spec(name: str, setting: Setting) -> NetSpec:
 
 def trained(
     name: str, network: Network, setting: Setting, seed: int, teacher: Network | None,
-    normalised: Any = None,
+    normalised: Any = None, *, shrunk: bool = False,
 ) -> Path:  # fmt: skip
     """The folder of a network after its training; what is done there is taken up.
 
     Args:
         normalised: a preset whose mean and deviation the network's weights are used to.
+        shrunk: whether it is narrower than what it begins from.
     """
     folder = RUNS / f"{name}-{seed}"
     if (folder / MODEL).exists():
@@ -113,6 +114,7 @@ def trained(
         preset = dataclasses.replace(preset, mean=normalised.mean, std=normalised.std)
     recipe = CLASSIFY.recipe(None, "pretrained", data)
     recipe = time_budget.distilled(recipe, TEACHING if teacher is not None else 0.0)
+    recipe = for_shrunk(recipe) if shrunk else recipe
     soft_targets = None
     if teacher is not None:
         shown = dataclasses.replace(preset, resolution=SIZE)
@@ -169,10 +171,12 @@ def width(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
     folder = teacher(setting.first, setting, seed)
     larger, preset = load_network(folder / MODEL), pretrained.opened(folder / MODEL).preset(setting.data)
     widths = [larger.spec.width(multiplier) for multiplier in WIDTHS]
+    importance = gates_on(larger, setting.data.train, preset, CLASSIFY.recipe(None, "pretrained", setting.data))
     for budget, spec in largest(widths, setting, "width").items():
         yield "width", budget, trained(
-            f"width-{spec.name.rpartition('_')[2]}", transfer(larger, spec), setting, seed, larger, preset
-        )
+            f"width-{spec.name.rpartition('_')[2]}", transfer(larger, spec, importance), setting, seed, larger, preset,
+            shrunk=True,
+        )  # fmt: skip
 
 
 def netadapt(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
@@ -186,7 +190,7 @@ def netadapt(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
             seed=seed, out=out,
         ))  # fmt: skip
         shrunk = load_network(out / MODEL)
-        yield "netadapt", budget, trained(f"netadapt-{budget}", shrunk, setting, seed, larger, preset)
+        yield "netadapt", budget, trained(f"netadapt-{budget}", shrunk, setting, seed, larger, preset, shrunk=True)
 
 
 def designed(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:

@@ -306,3 +306,19 @@ def test_workers_without_ray(
 def nothing_done(folder: Path) -> bool:
     """Whether nothing was measured or trained."""
     return not folder.exists() or {path.name for path in folder.iterdir()} <= {"config.json", ".lock"}
+
+
+def test_a_narrowed_network_learns_at_one_rate(
+    images: Path, network: Path, tmp_path: Path, steady: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer decay keeps what pretrained rows have; the width multiplier's have to learn, or it is no baseline."""
+    decays, train = {}, lab.train
+
+    def spy(net: Any, data: Any, preset: Any, recipe: Any, **options: Any) -> Any:
+        decays[options["folder"].name] = recipe.layer_decay
+        return train(net, data, preset, recipe, **options)
+
+    monkeypatch.setattr(lab, "train", spy)
+    budget = f"{latency(48) * 1.05:.6f}ms"
+    assert run(*words(images, tmp_path / "run", budget, seed_network=network, recipe="finetune")) == 0
+    assert decays["width-0"] == 1.0 and decays["seed-0"] < 1.0

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from weights import randomized
 
+from mobilefit import adapt
 from mobilefit.arch import FAMILY, Block, ClassifierHead, Conv, NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset
 from mobilefit.data.images import ArraySource
@@ -28,6 +29,7 @@ from mobilefit.pipeline.initial_weights import (
     covers,
     pretrained_sources,
 )
+from mobilefit.train import RECIPES
 
 SMALL = FAMILY["mobilenet_v3_small"].classes(3)
 V2 = FAMILY["mobilenet_v2"].classes(3)
@@ -115,18 +117,21 @@ def test_from_a_larger_network_of_the_run_last_layer_included() -> None:
     assert (preset.mean, preset.std) == (LARGER_PRESET.mean, LARGER_PRESET.std)
 
 
-def test_a_narrower_network_begins_with_a_part_of_the_larger_ones_channels() -> None:
-    larger = trained_larger()
+def test_a_narrower_network_begins_with_the_larger_ones_channels_that_matter_most() -> None:
+    larger, data = trained_larger(), classification()
+    recipe = replace(RECIPES["fast"], batch_size=4)
     weights = InitialWeights(
-        task=KINDS["classify"], data=classification(), larger=larger, larger_preset=LARGER_PRESET
+        task=KINDS["classify"], data=data, recipe=recipe, larger=larger, larger_preset=LARGER_PRESET
     )
     narrower = replace(TINY, blocks=(replace(TINY.blocks[0], expand=32), TINY.blocks[1]))
     network, _ = weights.network(narrower, None, 0)
     before, after = larger.state_dict(), network.state_dict()
     name = "backbone.blocks.0.expand.conv.weight"
-    rows = {tuple(row.flatten().tolist()) for row in before[name]}
-    assert len(after[name]) == 32
-    assert {tuple(row.flatten().tolist()) for row in after[name]} < rows
+    importance = adapt.gates_on(larger, data.train, LARGER_PRESET, recipe)("blocks.0.expand")
+    best = importance.argsort(descending=True)[:32].sort().values
+    assert torch.equal(after[name], before[name][best])
+    by_norm = adapt.filter_norms(larger)("blocks.0.expand").argsort(descending=True)[:32].sort().values
+    assert not torch.equal(best, by_norm)
 
 
 def test_a_reduced_head_begins_with_the_whole_networks_weights(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from mobilefit.adapt.judgement import Judgement, judge
 from mobilefit.adapt.netadapt import LOG, Adapted, AdaptSettings, Rule, Tools, adapt
 from mobilefit.adapt.proposals import KINDS, Group, Kind, Proposal, groups, propose, removable
 from mobilefit.adapt.transfer import transfer
-from mobilefit.adapt.tuning import LEAST_TUNE_STEPS, for_shrunk, short_term, tools_for
+from mobilefit.adapt.tuning import LEAST_TUNE_STEPS, for_shrunk, gates_on, short_term, tools_for
 
 __all__ = [
     "KINDS", "LEAST_TUNE_STEPS", "LOG", "AdaptSettings", "Adapted", "ChannelImportance", "Group", "Importance", "Judgement", "Kind", "Proposal", "Rule",
-    "Tools", "adapt", "bn_scales", "filter_norms", "for_shrunk", "gates", "groups", "judge", "propose", "removable", "short_term", "tools_for", "transfer",
+    "Tools", "adapt", "bn_scales", "filter_norms", "for_shrunk", "gates", "gates_on", "groups", "judge", "propose", "removable", "short_term", "tools_for", "transfer",
 ]  # fmt: skip

@@ -40,6 +40,21 @@ def for_shrunk(recipe: Recipe) -> Recipe:
     return replace(recipe, layer_decay=1.0)
 
 
+def gates_on(
+    network: Network, train_set: Any, preset: Preset, recipe: Recipe, task: Task | None = None
+) -> ChannelImportance:
+    """:func:`.importance.gates` by the loss of :data:`~.recalibration.STATISTICS_IMAGES` training images.
+
+    Args:
+        network: trained for the images' classes.
+        recipe: its batch size and augmentation are used.
+        task: ``None``: classification.
+    """
+    plain, chosen = replace(recipe, distillation=0.0, mixup=0.0, cutmix=0.0), task or Classify()
+    objective = chosen.objective(network, train_set, plain, None, next(network.parameters()).device)
+    return gates(network, calibration_batches(train_set, preset, plain, chosen), objective)
+
+
 def tools_for(
     train_set: Any, held_out: Any, *, preset: Preset, recipe: Recipe, steps: int, latency: Latency,
     confirm: Callable[[Network], float], task: Task | None = None, importance: Importance = "gates",
@@ -74,10 +89,7 @@ def tools_for(
         return judge(chosen, recalibrated(network, train_set, preset, short, chosen), held_out, preset)
 
     def by_gates(network: Network) -> ChannelImportance:
-        plain = replace(short, distillation=0.0, mixup=0.0, cutmix=0.0)
-        device = next(network.parameters()).device
-        objective = chosen.objective(network, train_set, plain, None, device)
-        return gates(network, calibration_batches(train_set, preset, plain, chosen), objective)
+        return gates_on(network, train_set, preset, short, chosen)
 
     ways: dict[Importance, Callable[[Network], ChannelImportance]] = {
         "gates": by_gates, "norm": filter_norms, "bn-scale": bn_scales

@@ -332,7 +332,7 @@ class DesignRun:
     def weights_from(self, larger: Trained | None) -> InitialWeights:
         """What networks begin with, beside a larger network of the run."""
         return InitialWeights(
-            task=self.task, data=self.data, larger=None if larger is None else larger.network,
+            task=self.task, data=self.data, recipe=self.recipe, larger=None if larger is None else larger.network,
             larger_preset=None if larger is None else larger.preset, quiet=True,
         )  # fmt: skip
 
@@ -348,7 +348,7 @@ class DesignRun:
             self.log(f"training {label}, seed {seed}" + (f", {steps} steps" if steps else ""))
             self.fit(
                 network, preset, steps, seed, folder, self.log.label(f"{label}, seed {seed}"), teacher,
-                shrunk=kind == "adapted",
+                shrunk=kind in ("adapted", "width"),
             )  # fmt: skip
             save_weights(network, path, preset=preset.to_dict(), classes=self.data.classes)
             lab.drop_checkpoints(folder)

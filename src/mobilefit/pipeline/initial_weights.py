@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilefit import adapt
+from mobilefit.adapt import ChannelImportance
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
 from mobilefit.errors import InputError
@@ -15,6 +16,7 @@ from mobilefit.jobs import kinds
 from mobilefit.jobs.kinds import Kind
 from mobilefit.nn import Network, hub, weights
 from mobilefit.nn.weights import layer_widths, rows
+from mobilefit.train import Recipe
 
 AUTO = "auto"
 NONE = "none"
@@ -34,11 +36,14 @@ class InitialWeights:
         data: of the task; its classes tell whether a classifier's last layer can stay.
         larger: a trained network of the run. A network of the same blocks that is nowhere wider begins
             with its strongest channels, last layer included.
+        recipe: of the run: which channels are the strongest is asked of training images that are augmented by
+            it (see :func:`mobilefit.adapt.gates_on`); needed with ``larger``.
         quiet: show no download.
     """
 
     task: Kind
     data: Any
+    recipe: Recipe | None = None
     larger: Network | None = None
     larger_preset: Preset | None = None
     quiet: bool = True
@@ -61,13 +66,22 @@ class InitialWeights:
         usual = self.task.preset(self.data, spec)
         if self.larger is not None and self.larger_preset is not None and covers(self.larger.spec, spec):
             preset = _normalised_as(usual, self.larger_preset)
-            return adapt.transfer(self.larger, _trained_as(spec, self.larger.spec)), preset
+            spec = _trained_as(spec, self.larger.spec)
+            return adapt.transfer(self.larger, spec, self._importance(spec)), preset
         if source is not None and whole is not None:
             whole = whole.resolution(*spec.image_shape)
             start = kinds.begun(self.task, whole, source, self.data, seed=seed, quiet=self.quiet)
             return adapt.transfer(start.network, _trained_as(spec, start.network.spec)), start.preset
         start = kinds.begun(self.task, spec, source, self.data, seed=seed, quiet=self.quiet)
         return start.network, start.preset
+
+    def _importance(self, spec: NetSpec) -> ChannelImportance | None:
+        """Which channels of the larger network stay; ``None``: all of them do."""
+        assert self.larger is not None and self.larger_preset is not None
+        if layer_widths(spec) == layer_widths(self.larger.spec):
+            return None
+        assert self.recipe is not None, "which channels matter is asked of training images"
+        return adapt.gates_on(self.larger, self.data.train, self.larger_preset, self.recipe, self.task.port)
 
 
 def covers(larger: NetSpec, spec: NetSpec) -> bool:
