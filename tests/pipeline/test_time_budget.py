@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,8 +57,10 @@ def test_the_latest_training_is_what_is_believed() -> None:
 
 
 def test_multiply_adds_are_those_of_the_size_that_is_trained_at() -> None:
-    recipe = RECIPES["fast"]
-    assert training_madds(SPEC, recipe) == pytest.approx(SPEC.cost().madds * recipe.train_scale**2)
+    recipe = replace(RECIPES["finetune"], train_scale=0.75, min_train_size=96)
+    assert training_madds(SPEC.resolution(224), recipe) == pytest.approx(SPEC.resolution(224).cost().madds * 0.75**2)
+    assert training_madds(SPEC.resolution(112), recipe) == pytest.approx(SPEC.resolution(112).cost().madds * (96 / 112) ** 2)
+    assert training_madds(SPEC, recipe) == SPEC.cost().madds  # 64 px
 
 
 @pytest.mark.parametrize(

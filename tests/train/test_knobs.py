@@ -15,7 +15,7 @@ from mobilefit.data import Feed, ImageSet, Sampling, class_weights
 from mobilefit.errors import InputError
 from mobilefit.nn import load_network
 from mobilefit.nn.blocks import Row
-from mobilefit.train import evaluate, open_fabric
+from mobilefit.train import Recipe, evaluate, open_fabric
 from mobilefit.train.loss import Criterion, mixing
 from mobilefit.train.trainer import Trainer, borrowed
 
@@ -200,6 +200,15 @@ def test_trained_at_another_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
     result = train(net, train_scale=2.0, steps=6)
     assert {tuple(images.shape[2:]) for images, _ in seen} == {(16, 16)}
     assert result.history[-1]["val_loss"] == pytest.approx(evaluate(net, shades(21, seed=1), PRESET).loss)
+
+
+@pytest.mark.parametrize(
+    ("scale", "least", "resolution", "size"),
+    [(0.75, 96, 224, 168), (0.75, 96, 112, 96), (0.75, 96, 96, 96), (0.75, 96, 40, 40), (0.75, 0, 40, 30),
+     (2.0, 96, 40, 80), (2.0, 96, 64, 128), (0.1, 0, 32, 8)],
+)  # fmt: skip
+def test_the_size_in_training(scale: float, least: int, resolution: int, size: int) -> None:
+    assert Recipe(train_scale=scale, min_train_size=least).train_size(resolution) == size
 
 
 @pytest.mark.parametrize("workers", [1, 3])

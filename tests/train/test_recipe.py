@@ -42,7 +42,7 @@ BAD: list[dict[str, Any]] = [
     *({name: 0} for name in ("epochs", "batch_size", "lr", "decay", "decay_epochs", "accumulate",
                              "layer_decay", "ema_every", "repeats", "temperature", "train_scale",
                              "clip_norm", "eps")),
-    *({name: -0.1} for name in ("weight_decay", "warmup_epochs", "freeze", "mixup", "cutmix")),
+    *({name: -0.1} for name in ("weight_decay", "warmup_epochs", "freeze", "mixup", "cutmix", "min_train_size")),
     *({name: value} for value in (-0.1, 1.1) for name in (
         "momentum", "rho", "lr_noise", "label_smoothing", "distillation", "ema_decay", "bn_momentum",
         "dropout", "drop_path", "erasing", "warmup_from")),

@@ -78,7 +78,8 @@ class SpeedModel:
 
 def training_madds(spec: NetSpec, recipe: Recipe) -> float:
     """Multiply-adds of a network at the size that a recipe trains it at."""
-    return spec.cost().madds * recipe.train_scale**2
+    height = spec.image_shape[0]
+    return spec.cost().madds * (recipe.train_size(height) / height) ** 2
 
 
 def epoch_steps(images: int, recipe: Recipe) -> int:

@@ -55,9 +55,8 @@ class Classify:
         self, train_set: ImageSet, preset: Preset, recipe: Recipe, *, seed: int, rank: int = 0,
         ranks: int = 1,
     ) -> Feed:  # fmt: skip
-        size = max(8, round(preset.resolution * recipe.train_scale))
         return Feed(
-            train_set, replace(preset, resolution=size), recipe.batch_size, seed=seed,
+            train_set, replace(preset, resolution=recipe.train_size(preset.resolution)), recipe.batch_size, seed=seed,
             augment=recipe.augmentation, rank=rank, ranks=ranks,
             sampling=Sampling(repeats=recipe.repeats, balanced=recipe.balance == "sampling"),
         )  # fmt: skip
