@@ -13,6 +13,8 @@ and is taught by it:
 - ``taught-NAME``: another network likewise;
 - ``width``: the first network at 96 px and the largest width multiplier within the budget;
 - ``netadapt``: the first network at 96 px shrunk by ``mobilefit adapt``;
+- ``torch-pruning``, ``fastnas``: the first network, MobileNetV2, at 96 px pruned by Torch-Pruning or by NVIDIA's
+  FastNAS as far as the budget wants it; :mod:`.design_peers` says how to install them;
 - ``design``: ``mobilefit design`` with all the weights, for all budgets in one run.
 
 ``results/design/rows`` gets a row for each network, with which test images it got right;
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import design_peers
 from benchmarks.common import ROOT, header, write_row
 from mobilefit import arch
 from mobilefit.adapt import for_shrunk, gates_on, transfer
@@ -193,6 +197,24 @@ def netadapt(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
         yield "netadapt", budget, trained(f"netadapt-{budget}", shrunk, setting, seed, larger, preset, shrunk=True)
 
 
+def pruned(setting: Setting, seed: int, method: str) -> Iterator[tuple[str, int, Path]]:
+    """The same network pruned by a peer to the largest that it makes within the budget."""
+    folder = teacher(setting.first, setting, seed)
+    larger, preset = load_network(folder / MODEL), pretrained.opened(folder / MODEL).preset(setting.data)
+    files = {b: RUNS / f"{method}-{b}-{seed}-pruned" / MODEL for b in sorted(setting.shares, reverse=True)}
+    missing = [budget for budget, file in files.items() if not file.exists()]
+    if missing:
+        smaller = design_peers.PRUNERS[method](larger, setting.data, preset, folder)
+        share = functools.cache(lambda spec: within([spec], setting)[0])
+    for budget in missing:
+        network = design_peers.first_within(smaller, share, budget / 100)
+        files[budget].parent.mkdir(parents=True, exist_ok=True)
+        save_weights(network, files[budget], preset=preset.to_dict(), classes=setting.data.classes)
+    for budget, file in files.items():
+        network = load_network(file)
+        yield method, budget, trained(f"{method}-{budget}", network, setting, seed, larger, preset, shrunk=True)
+
+
 def designed(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
     """What ``mobilefit design`` delivers for each budget."""
     out = RUNS / f"design-{'-'.join(map(str, setting.shares))}-{seed}"
@@ -239,7 +261,11 @@ def run(setting: Setting, seeds: Sequence[int], only: Sequence[str]) -> None:
         **{f"taught-{n}": (lambda seed, n=n: taught(setting, seed, n, f"taught-{n}")) for n in others},
         "width": lambda seed: width(setting, seed),
         "netadapt": lambda seed: netadapt(setting, seed),
+        **{name: (lambda seed, name=name: pruned(setting, seed, name)) for name in design_peers.PRUNERS},
     }
+    for method in methods:
+        if not only or method in only:
+            design_peers.check_installed(method)
     for seed in seeds:
         for method in methods:
             missing = [b for b in setting.shares if not _path(method, b, seed).exists()]
