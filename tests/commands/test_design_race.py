@@ -16,12 +16,14 @@ import pytest
 from jobs import small
 from jobs.small import SPEC, World, make_images, milliseconds, record, run
 
+from mobilefit import arch
 from mobilefit.arch import ClassifierHead, Conv, NetSpec
 from mobilefit.device import Latency
 from mobilefit.jobs import lab
 from mobilefit.jobs.model import int8_for_timing
 from mobilefit.nn import load_network
-from mobilefit.runs import read_json
+from mobilefit.pipeline import budget_run, candidates
+from mobilefit.runs import read_json, read_jsonl
 
 Refusal = Callable[..., str]
 NETWORK = replace(
@@ -209,6 +211,91 @@ def test_from_scratch_the_family_races(
     assert len(first) >= 3 and len({s["name"] for s in first}) == len(first)
     assert not any(s["pretrained"] for s in first)
     assert record(out)["final"]["latency"]["median_ms"] <= record(out)["budget_ms"]
+
+
+# ---- from scratch, without a larger network: what a user could do by hand is still there
+
+
+SMALL = arch.spec("mobilenet_v3_small").classes(3)
+FITS_40 = f"{1.05 * milliseconds(int8_for_timing(SMALL.resolution(40))):.6f}ms"
+"""A budget that MobileNetV3-Small meets at 40 px."""
+
+
+@pytest.fixture
+def narrow(steady: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MobileNetV3-Small at width 0.75 is the only one that races, and no larger network teaches it."""
+    monkeypatch.setattr(candidates, "SCRATCH_FAMILY", ("mobilenet_v3_small",))
+    monkeypatch.setattr(candidates, "spread", lambda within: [c for c in within if c.spec.name.endswith("_0.75")])
+    monkeypatch.setattr(budget_run, "TEACHER_MADDS", (1e6, 1e6))
+
+
+def test_both_stand_beside_a_winner_from_scratch(world: World, tmp_path: Path, narrow: None) -> None:
+    out = tmp_path / "run"
+    assert run(*words(world.images, out, FITS_40, weights="none")) == 0
+    made = record(out)
+    assert [row["kind"] for row in made["results"]] == ["candidate", "resolution", "width"]
+    assert not made["plan"]["taught"] and made["verdict"]["left_out"] == []
+    winner, lower, scaled = (
+        load_network(out / "train" / f"{row['kind']}-0" / "model.safetensors").spec for row in made["results"]
+    )
+    assert lower.id == SMALL.resolution(40).id
+    assert winner.name == "mobilenet_v3_small_0.75" and winner.input_size < 64 == scaled.input_size
+    winner_ms, scaled_ms = (milliseconds(int8_for_timing(spec)) for spec in (winner, scaled))
+    widths = [milliseconds(int8_for_timing(SMALL.resolution(64).width(w / 100))) for w in range(5, 100)]
+    assert abs(scaled_ms - winner_ms) == pytest.approx(min(abs(ms - winner_ms) for ms in widths))
+    steps = {read_jsonl(path)[-1]["step"] for path in (out / "train").glob("*/metrics.jsonl")}
+    assert steps == {made["plan"]["train_steps"]}  # all are trained alike
+
+
+def test_a_fixed_resolution_is_what_is_exported(world: World, tmp_path: Path, narrow: None) -> None:
+    """A lower one stands beside it, to say what the choice costs."""
+    out = tmp_path / "run"
+    assert run(*words(world.images, out, "80%", weights="none", resolution=64)) == 0
+    made = record(out)
+    assert [row["kind"] for row in made["results"]] == ["width", "resolution"]  # its width is the multiplier's
+    assert made["final"]["label"] == "mobilenet_v3_small_0.75" and made["final_spec"]["input_size"] == 64
+    assert [row["kind"] for row in made["verdict"]["against"]] == ["resolution"]
+
+
+def test_without_time_the_winner_is_trained_alone(
+    world: World, tmp_path: Path, narrow: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = words(world.images, out, FITS_40, weights="none", minutes=0.001)
+    at = command.index("--epochs")
+    assert run(*command[:at], *command[at + 2 : -1]) == 0  # by the time, and not silent
+    made = record(out)
+    assert [row["kind"] for row in made["results"]] == ["candidate"]
+    assert made["verdict"] | {"label": ""} == {
+        "kind": "candidate", "label": "", "against": [], "left_out": ["resolution", "width"]
+    }  # fmt: skip
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(said) == 1 and "lower resolution and the width multiplier" in said[0] and "--minutes" in said[0]
+    assert "no time to train lower resolution and the width multiplier" in (out / "report.html").read_text()
+
+
+def test_what_stands_beside_the_winner_is_decided_once(
+    world: World, tmp_path: Path, narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever time and measurements say after an interruption."""
+    out, train = tmp_path / "run", lab.train
+
+    def stop(*arguments: Any, folder: Path, **options: Any) -> Any:
+        if folder.name == "resolution-0":
+            raise KeyboardInterrupt
+        return train(*arguments, folder=folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget_run.BudgetRun, "affordable_beside", lambda *_: 1)
+        patch.setattr(lab, "train", stop)
+        assert run(*words(world.images, out, FITS_40, weights="none")) == 130
+    before = read_json(out / "state.json")
+    monkeypatch.setattr(lab, "measured", None)
+    assert run(*words(world.images, out, FITS_40, weights="none")) == 0
+    made = record(out)
+    assert [row["kind"] for row in made["results"]] == ["candidate", "resolution"]
+    assert made["verdict"]["left_out"] == ["width"]
+    assert made["plan"]["full"] == before["plan full"]
 
 
 def test_a_race_killed_anywhere_has_the_same_winner(

@@ -71,7 +71,7 @@ def test_the_whole_chain_ends_in_files_within_the_budget(
     assert record["task"] == task and final["latency"]["median_ms"] <= record["budget_ms"]
     score = "map50" if task == "detect" else "miou"
     assert 0 <= final[score] == final["accuracy_int8"]
-    assert {row["kind"] for row in record["results"]} == {"seed", "adapted", "width"}
+    assert {row["kind"] for row in record["results"]} == {"seed", "adapted", "resolution", "width"}
     for name in ("model_int8.tflite", "model_float32.tflite", "model.safetensors", "report.html"):
         assert (root / "run" / name).exists()
     assert load_network(root / "run" / "model.safetensors").spec.task == task

@@ -193,3 +193,12 @@ def test_a_budget_that_is_missed_is_marked() -> None:
     assert row["over"] and row["latency"] == "0.500 ms" and row["network"] == "adapted"
     (row,) = verdict.budget_rows({"x": {}})
     assert (row["over"], row["network"], row["latency"], row["accuracy"]) == (False, "–", "–", "–")
+
+
+def test_what_there_was_no_time_to_compare_with_is_named() -> None:
+    content = compared(against("resolution", 2.1))
+    content["verdict"]["left_out"] = ["width"]
+    assert sentences(content).endswith("There was no time to train the width multiplier beside it.")
+    assert verdict.summary_lines(content)[-1] == "no time to train the width multiplier beside it"
+    content["verdict"] = {"kind": "candidate", "label": "", "against": [], "left_out": ["resolution", "width"]}
+    assert sentences(content) == "There was no time to train lower resolution and the width multiplier beside it."

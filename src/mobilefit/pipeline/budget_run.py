@@ -20,9 +20,10 @@ from mobilefit.jobs.lab import Trained
 from mobilefit.jobs.model import Exported, export, int8_for_timing
 from mobilefit.jobs.options import Budget
 from mobilefit.nn import Network, load_network, save_weights
+from mobilefit.nn.weights import rows
 from mobilefit.pipeline import candidates as networks_at
 from mobilefit.pipeline import time_budget
-from mobilefit.pipeline.candidates import Candidate
+from mobilefit.pipeline.candidates import SIZES, Candidate, Sizes
 from mobilefit.pipeline.design_run import DesignRun, aim, budget_label
 from mobilefit.pipeline.initial_weights import covers
 from mobilefit.pipeline.race import Rung, Standing, to_dict
@@ -45,6 +46,8 @@ AFTER_PROBE, FINALISTS = 4, 3
 JUDGED_AGAIN = 3
 """Measurements of a network that seems to be over the budget by less than the noise."""
 
+STANDING = ("resolution", "width")
+"""Kinds of what stands beside the winner, the one that is harder to beat first: the last is the first to be left out."""
 REPORT = "report.html"
 """The last of a budget's files."""
 
@@ -70,6 +73,8 @@ class BudgetRun:
         self.aim_ms = aim(budget, budget_ms)
         self.rungs: list[dict[str, Any]] = []
         self.plans: dict[str, Any] = {}
+        self.left_out: list[str] = []
+        """Of :data:`STANDING`, what there was no time to train."""
 
     def run_all(self) -> str:
         """From the candidates to the record; the name of the folder."""
@@ -303,16 +308,38 @@ class BudgetRun:
 
     def kind_of(self, candidate: Candidate, larger: Trained | None) -> str:
         """What a candidate is called in the record."""
-        if larger is not None and candidate.origin != "head" and covers(larger.network.spec, candidate.spec):
-            return "resolution" if self.same_widths(candidate.spec, larger) else "width"
+        if larger is not None:
+            if candidate.origin != "head" and covers(larger.network.spec, candidate.spec):
+                return "resolution" if same_widths(candidate.spec, larger.network.spec) else "width"
+            return "candidate"
+        full, _ = self.by_hand(candidate, None)
+        if candidate.origin == "family" and candidate.spec != full:
+            if same_widths(candidate.spec, full):
+                return "resolution"
+            if candidate.spec.image_shape == full.image_shape:
+                return "width"
         fixed = self.config.named is not None and self.config.resolution is not None
-        return "seed" if fixed and larger is None else "candidate"
+        return "seed" if fixed else "candidate"
 
-    def same_widths(self, spec: NetSpec, larger: Trained) -> bool:
-        """Whether a network is the larger one at another resolution."""
-        return replace(
-            larger.network.spec, name="", input_size=spec.input_size, input_width=spec.input_width
-        ) == replace(spec, name="", padding=larger.network.spec.padding, norm=larger.network.spec.norm)
+    def by_hand(self, candidate: Candidate, larger: Trained | None) -> tuple[NetSpec, Sizes]:
+        """The network that a user would scale by hand in a candidate's place, and it at the smaller sizes.
+
+        It is the larger network, or without one the candidate's family at its full width and size. Beside a searched
+        network it is the hand-made one that the search is to beat.
+        """
+        c = self.design
+        family = [network for network in c.networks if network.origin == "family"]
+        if larger is not None and larger.label != "searched":
+            full = larger.network.spec
+            base = next((n for n in family if same_widths(n.spec, full)), Sizes(spec=full, weights=None, sizes=()))
+        else:
+            hand_made = Sizes(spec=c.reference, weights=None, sizes=(c.reference.image_shape[0],))
+            relatives = [n for n in family if larger is None and rows(n.spec) == rows(candidate.spec)]
+            base = max(relatives, key=lambda network: network.spec.cost().params, default=hand_made)
+            full = base.at(max(base.sizes))
+        sizes = tuple(size for size in SIZES if size < full.image_shape[0])
+        measured = {size: base.measured[size] for size in sizes if size in base.measured}
+        return full, replace(base, sizes=sizes, measured=measured)
 
     def taught(self, entrants: list[Entrant], larger: Trained | None) -> Entrant:
         """The winner: after a short training, taught by the larger network."""
@@ -336,35 +363,79 @@ class BudgetRun:
         return by_slug[standings[0].candidate.slug]
 
     def standing(self, winner: Entrant, larger: Trained | None) -> list[Entrant]:
-        """What a user could do by hand: the larger network at a lower resolution, and scaled in width."""
-        if larger is None:
+        """What a user could do by hand in the winner's place: lower resolution, and the width multiplier.
+
+        What there is no time to train beside the winner is left out, and that is said.
+        """
+        full, smaller = self.by_hand(winner.candidate, larger)
+        if winner.candidate.spec == full:
             return []
-        rows = [
-            Entrant(kind="resolution", candidate=candidate, initial=self.initial(candidate, larger))
-            for candidate in networks_at.within(self.design.networks, self.aim_ms)
-            if winner.kind != "resolution" and self.same_widths(candidate.spec, larger)
-        ]
-        if winner.kind != "width":
-            spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(larger, winner.candidate)))
-            candidate = Candidate(spec=spec, latency_ms=winner.candidate.latency_ms, origin="width")
-            rows.append(Entrant(kind="width", candidate=candidate, initial=self.initial(candidate, larger)))
-        return rows
+        kinds = [kind for kind in STANDING if kind != winner.kind]
+        most = self.stage("plan standing", lambda: self.affordable_beside(winner.candidate, len(kinds)))
+        entrants: list[Entrant] = []
+        for kind in kinds:
+            if len(entrants) == most:
+                self.left_out.append(kind)
+                continue
+            make = self.lower_resolution if kind == "resolution" else self.scaled_width
+            candidate = make(full, smaller, winner.candidate)
+            if candidate is not None and candidate.spec.id != winner.candidate.spec.id:
+                entrants.append(Entrant(kind=kind, candidate=candidate, initial=self.initial(candidate, larger)))
+        if self.left_out:
+            names = " and ".join(report.BY_HAND[kind] for kind in self.left_out)
+            self.log(f"there is no time to train {names} beside the winner: left out (more --minutes)")
+        return entrants
 
-    def same_latency(self, larger: Trained, winner: Candidate) -> dict[str, Any]:
-        """The larger network by the width multiplier that comes nearest in measured latency.
+    def affordable_beside(self, winner: Candidate, most: int) -> int:
+        """How many networks there is time to train beside the winner."""
+        if self.config.epochs is not None:
+            return most
+        c, seeds = self.design, self.config.seeds
+        return min(most, time_budget.beside(
+            self.left(), seeds * c.step_seconds(winner.spec), c.per_epoch,
+            time_budget.export_seconds(seeds, self.budget_ms, len(self.data.test)),
+        ))  # fmt: skip
 
-        Beside a searched network it is the hand-made one that the search is to beat.
+    def lower_resolution(self, full: NetSpec, smaller: Sizes, winner: Candidate) -> Candidate | None:
+        """The largest of the smaller sizes that is within the budget; ``None``: none is.
+
+        What was not measured yet is measured beside the winner, whose latency takes out how much slower the machine
+        became.
         """
         c = self.design
-        family = c.reference if larger.label == "searched" else larger.network.spec
+
+        def measure(specs: Sequence[NetSpec]) -> list[float]:
+            own, *latencies = c.measure([winner.spec, *specs])
+            return [latency_ms * winner.latency_ms / own for latency_ms in latencies]
+
+        def measured_sizes() -> dict[str, Any]:
+            ms_per_madd = winner.latency_ms / winner.spec.cost().madds
+            networks_at.measure_sizes([smaller], [self.aim_ms], measure, ms_per_madd=ms_per_madd)
+            return smaller.to_dict()
+
+        sizes = Sizes.from_dict(self.stage("resolution", measured_sizes))
+        return next(iter(networks_at.within([sizes], self.aim_ms)), None)
+
+    def scaled_width(self, full: NetSpec, smaller: Sizes, winner: Candidate) -> Candidate:
+        """The network at its full size by the width multiplier that comes nearest in measured latency."""
+        spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(full, winner)))
+        inherits = covers(full, spec)
+        return Candidate(
+            spec=spec, latency_ms=winner.latency_ms, origin="width", weights=smaller.weights if inherits else None,
+            whole=full,
+        )  # fmt: skip
+
+    def same_latency(self, full: NetSpec, winner: Candidate) -> dict[str, Any]:
+        """A network scaled in width to a candidate's latency."""
+        c = self.design
         goal = winner.latency_ms
         low, high = 5, WIDEST  # percent; narrower below, wider above the goal
         while high - low > 1:
             middle = (low + high) // 2
-            narrower = c.measure([family.width(middle / 100)])[0] <= goal
+            narrower = c.measure([full.width(middle / 100)])[0] <= goal
             low, high = (middle, high) if narrower else (low, middle)
         around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
-        near = list({s.id: s for s in (family.width(w / 100) for w in around)}.values())
+        near = list({s.id: s for s in (full.width(w / 100) for w in around)}.values())
         goal, *latencies = c.measure([winner.spec, *near])
         best = min(range(len(near)), key=lambda i: abs(latencies[i] - goal))
         return near[best].to_dict()
@@ -448,9 +519,11 @@ class BudgetRun:
     def best_first(self, entries: Sequence[Trained], trained: Sequence[Trained]) -> list[int]:
         """Places of the networks that may be exported, the best on held-out images first.
 
-        Labels are compared by the mean over their seeds, and of a label's networks the best is taken.
+        Labels are compared by the mean over their seeds, and of a label's networks the best is taken. Where the user
+        fixed the resolution, a lower one is there to compare with and not to be exported.
         """
         c = self.design
+        trained = [e for e in trained if self.config.resolution in (None, e.network.spec.image_shape[0])]
         losses = {
             id(e): adapt.judge(self.task.port, e.network, c.held_out, e.preset).losses.mean() for e in trained
         }  # fmt: skip
@@ -494,7 +567,7 @@ class BudgetRun:
         """The exported network against what stands beside it, on the test images: paired differences."""
         own = entries[best]
         against = []
-        for kind in ("resolution", "width"):
+        for kind in STANDING:
             pairs = [
                 (first, second)
                 for i, first in enumerate(evaluations) if entries[i].label == own.label
@@ -511,7 +584,7 @@ class BudgetRun:
                 "kind": kind, "label": label, "points": 100 * difference.mean, "error": 100 * difference.error,
                 "seeds": len(pairs),
             })  # fmt: skip
-        return {"kind": own.kind, "label": own.label, "against": against}
+        return {"kind": own.kind, "label": own.label, "against": against, "left_out": self.left_out}
 
     def layers(self, before: NetSpec, after: NetSpec) -> dict[str, Any] | None:
         """Milliseconds of each block before and after, where a latency table was made."""
@@ -520,3 +593,10 @@ class BudgetRun:
             return None
         c.table.fitted(after, self.log)
         return {"before": c.table.layer_rows(before), "after": c.table.layer_rows(after)}
+
+
+def same_widths(spec: NetSpec, other: NetSpec) -> bool:
+    """Whether two networks differ in resolution alone, or in what comes with pretrained weights."""
+    return replace(other, name="", input_size=spec.input_size, input_width=spec.input_width) == replace(
+        spec, name="", padding=other.padding, norm=other.norm
+    )

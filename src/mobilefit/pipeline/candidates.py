@@ -59,7 +59,7 @@ class Candidate:
     weights: str | None = None
     """Where pretrained weights come from, as ``--weights`` has it; ``None``: from scratch."""
     whole: NetSpec | None = None
-    """The network that the weights are of, where this one's head is reduced."""
+    """The network that the weights are of, where this one is narrower."""
 
     @property
     def name(self) -> str:

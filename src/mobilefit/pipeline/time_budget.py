@@ -41,6 +41,9 @@ TEACHER_SHARE = 0.35
 """Of the time left when it begins, for the larger network that teaches, and that shrinking begins from."""
 SHRINK_SHARE = 0.35
 """Of the time left when it begins, for NetAdapt."""
+LEAST_BESIDE_EPOCHS = 2.0
+"""Of the winner and what stands beside it: as many as tell networks apart in the race's first round. With fewer the
+winner is trained for longer instead."""
 RESERVE = 0.04
 """Of the whole time: kept for what no stage foresees."""
 EXPORT_SECONDS = 6.0
@@ -163,6 +166,17 @@ def full_training(
     if epochs is not None:
         steps = max(1, round(epochs * per_epoch))
     return for_steps(steps, per_epoch, steps * each)
+
+
+def beside(seconds: float, step_seconds: float, per_epoch: int, export_seconds: float) -> int:
+    """How many networks of the winner's latency there is time to train beside it, :data:`LEAST_BESIDE_EPOCHS` each.
+
+    Args:
+        step_seconds: of the winner's training, summed over the seeds; also the others' until they are known.
+        export_seconds: of exporting one of them and measuring it, summed over the seeds.
+    """
+    each = LEAST_BESIDE_EPOCHS * per_epoch * step_seconds + export_seconds
+    return max(0, int(seconds / each) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from mobilefit.report.page import write_report
 from mobilefit.report.plots import frontier_figure, lr_curve
 from mobilefit.report.search import rewards_figure
 from mobilefit.report.tables import summary_table
-from mobilefit.report.verdict import over_budget
+from mobilefit.report.verdict import BY_HAND, over_budget
 
 __all__ = [
-    "class_table", "frontier_figure", "lr_curve", "over_budget", "rewards_figure", "summary_table", "write_report",
+    "BY_HAND", "class_table", "frontier_figure", "lr_curve", "over_budget", "rewards_figure", "summary_table",
+    "write_report",
 ]  # fmt: skip

@@ -50,7 +50,7 @@ def _phrase(row: Row) -> tuple[str, str] | None:
     return relation, f"{word}{_name(row)} by {abs(points):.1f}{spread} points"
 
 
-NAMES = {"resolution": "lower resolution", "width": "the width multiplier"}
+BY_HAND = {"resolution": "lower resolution", "width": "the width multiplier"}
 """What a user could do by hand, by the kind that the record has it under."""
 
 
@@ -59,16 +59,22 @@ def _name(row: Row, detail: str | None = None) -> str:
     kind, label = str(row.get("kind")), row.get("label")
     inner = [str(label)] if kind == "resolution" and label else []
     inner += [detail] if detail else []
-    return NAMES.get(kind, str(label or kind)) + (f" ({', '.join(inner)})" if inner else "")
+    return BY_HAND.get(kind, str(label or kind)) + (f" ({', '.join(inner)})" if inner else "")
 
 
 def plain_winner(record: Row) -> str | None:
-    """What was exported, if it is what a user could do by hand: a value of :data:`NAMES`."""
-    return NAMES.get(str((record.get("verdict") or {}).get("kind")))
+    """What was exported, if it is what a user could do by hand: a value of :data:`BY_HAND`."""
+    return BY_HAND.get(str((record.get("verdict") or {}).get("kind")))
+
+
+def not_compared(record: Row) -> str | None:
+    """What a user could do by hand that there was no time to train beside the network."""
+    kinds = (record.get("verdict") or {}).get("left_out") or ()
+    return " and ".join(BY_HAND.get(str(kind), str(kind)) for kind in kinds) or None
 
 
 def sentences(record: Row) -> str | None:
-    """The verdict on the page: a sentence or two, whose figures are not broken between lines."""
+    """The verdict on the page: a few sentences, whose figures are not broken between lines."""
     plain, lead = plain_winner(record), advantage(record)
     label = (record.get("verdict") or {}).get("label")
     parts = []
@@ -77,6 +83,8 @@ def sentences(record: Row) -> str | None:
         parts.append(f"On the held-out images nothing was better than {name}, so that is what was exported.")
     if lead is not None:
         parts.append(f"It is {lead} on the test images.")
+    if (missing := not_compared(record)) is not None:
+        parts.append(f"There was no time to train {missing} beside it.")
     text = " ".join(parts)
     return re.sub(r" (±|px|points)", "\N{NO-BREAK SPACE}\\1", text).replace("± ", "±\N{NO-BREAK SPACE}") or None
 
@@ -85,7 +93,11 @@ def summary_lines(record: Row) -> list[str]:
     """The verdict as what follows the exported network's name in a terminal."""
     plain, lead = plain_winner(record), advantage(record)
     lines = [f"nothing was better than {plain}, so that is what was exported"] if plain is not None else []
-    return [*lines, *([lead] if lead is not None else [])]
+    missing = not_compared(record)
+    return [
+        *lines, *([lead] if lead is not None else []),
+        *([f"no time to train {missing} beside it"] if missing is not None else []),
+    ]  # fmt: skip
 
 
 def budget_rows(designs: dict[str, Row]) -> list[dict[str, Any]]:
