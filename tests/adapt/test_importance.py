@@ -62,8 +62,8 @@ def images_of(net_spec: NetSpec, count: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=generator), torch.arange(count) % net_spec.head.num_classes
 
 
-def scaled_channel(network: Network, layers: list[nn.Module], channel: int, factor: float) -> Network:
-    """A copy in which what a channel of some layers gives is multiplied."""
+def scaled_channel(network: Network, layers: list[nn.Module], channel: int | slice, factor: float) -> Network:
+    """A copy in which what a channel of some layers gives, or several of them, is multiplied."""
     changed = copy.deepcopy(network).double()
     originals = dict(network.named_modules())
     names = [name for layer in layers for name, module in originals.items() if module is layer]
@@ -110,6 +110,21 @@ def test_gates_are_the_slopes_of_each_images_loss(names: tuple[str, ...], channe
     assert found[channel].item() == pytest.approx(slopes.square().mean().item(), rel=1e-3, abs=1e-9)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_gate_of_a_residual_block_is_on_all_that_it_adds(index: int) -> None:
+    """By finite differences: the block's branch multiplied by a scalar."""
+    network = trained(FULL)
+    images, labels = images_of(FULL)
+    row, step = network.backbone.blocks[index], 1e-4
+    assert row.residual
+    up, down = (
+        losses(scaled_channel(network, [row.project], slice(None), 1 + sign * step), images, labels) for sign in (1, -1)
+    )
+    slopes = (up - down) / (2 * step)
+    derivatives = gates(network, [(images, labels)], CrossEntropy()).derivatives(f"blocks.{index}.project").sum(1)
+    assert slopes.abs().max() > 1e-3 and torch.allclose(derivatives.double(), slopes, rtol=1e-3, atol=1e-6)
 
 
 def test_filters_and_scales_are_those_of_the_layers() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobilefit.adapt import AdaptSettings, Judgement, Rule, Tools, adapt, groups, netadapt
+from mobilefit.adapt import AdaptSettings, Judgement, Rule, Tools, adapt, groups, netadapt, steps
 from mobilefit.adapt.proposals import propose
 from mobilefit.adapt.transfer import transfer
 from mobilefit.arch import Block, NetSpec, difference
@@ -572,7 +572,7 @@ def test_killed_at_any_line_of_the_log_it_takes_the_same_steps(
 ) -> None:  # fmt: skip
     """The weights of a proposal are written, its line is not, or in part; or no more than that."""
     expected, _, lines, chosen = undisturbed
-    write = netadapt.append_jsonl
+    write = steps.append_jsonl
     for number in range(1, lines + 1):
         folder, written = tmp_path / str(number), 0
 
@@ -588,7 +588,7 @@ def test_killed_at_any_line_of_the_log_it_takes_the_same_steps(
                 raise Stop
 
         with monkeypatch.context() as patch:
-            patch.setattr(netadapt, "append_jsonl", append)
+            patch.setattr(steps, "append_jsonl", append)
             with pytest.raises(Stop):
                 adapt(seed_network, chosen, tools(), folder, seed=3)
         adapt(seed_network, chosen, tools(), folder, seed=3)

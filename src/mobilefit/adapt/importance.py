@@ -8,7 +8,7 @@ channels to each other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
@@ -73,14 +73,32 @@ def bn_scales(network: Network) -> ChannelImportance:
     return importance
 
 
-def gates(
-    network: Network, batches: Iterable[tuple[Tensor, Any]], objective: Objective
-) -> ChannelImportance:
+class Gates:
     """The Fisher information of a gate on each channel (Theis et al., arXiv 1801.05787; Molchanov et al., 1906.10771).
 
     A gate multiplies a channel by one. The derivative of an image's loss by it is the sum over positions of
     activation times gradient, and to first order what the loss would change by without the channel; its square is
     averaged over the images. Of layers that share their channels the derivatives are added first: they go together.
+    """
+
+    def __init__(self, per_image: Mapping[str, Tensor]) -> None:
+        self._per_image = per_image
+
+    def derivatives(self, *layers: str) -> Tensor:
+        """float32 [images, channels]: of each image's loss by a gate on each channel of the layers jointly.
+
+        A gate on what a residual block adds to its input multiplies all channels of the block's last layer, so the
+        derivative by it is the sum of that layer's over the channels.
+        """
+        return torch.stack([self._per_image[name] for name in layers if name in self._per_image]).sum(0)
+
+    def __call__(self, *layers: str) -> Tensor:
+        """float32 [channels]: see :class:`ChannelImportance`."""
+        return self.derivatives(*layers).square().mean(0)
+
+
+def gates(network: Network, batches: Iterable[tuple[Tensor, Any]], objective: Objective) -> Gates:
+    """Gates on every channel of a network, from one pass over some images.
 
     Args:
         network: with statistics that fit its weights; not changed.
@@ -101,13 +119,7 @@ def gates(
             by_gate = torch.autograd.grad(loss, list(current.values()))
         for name, derivative in zip(current, by_gate, strict=True):
             derivatives[name].append(derivative.flatten(1).cpu())
-    per_image = {name: torch.cat(parts) for name, parts in derivatives.items()}
-
-    def importance(*layers: str) -> Tensor:
-        joint = torch.stack([per_image[name] for name in layers if name in per_image]).sum(0)
-        return joint.square().mean(0)
-
-    return importance
+    return Gates({name: torch.cat(parts) for name, parts in derivatives.items()})
 
 
 def _moved(targets: Any, device: torch.device) -> Any:

@@ -18,8 +18,6 @@ a step, goes on from there and takes the same steps.
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -28,20 +26,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
-from mobilefit.adapt.importance import ChannelImportance, filter_norms
-from mobilefit.adapt.judgement import Judgement, LossStore, as_fields, undecided
-from mobilefit.adapt.proposals import KINDS, Kind, Latency, Proposal, groups, propose, removable
-from mobilefit.adapt.transfer import leave_out, transfer
-from mobilefit.arch import NetSpec
+from mobilefit.adapt.judgement import Judgement
+from mobilefit.adapt.proposals import KINDS, Kind, Proposal, groups, propose, removable
+from mobilefit.adapt.steps import TOP1, Adapted, StepRun, Tools
 from mobilefit.errors import InputError, unknown
-from mobilefit.nn import Network, load_network, save_weights
-from mobilefit.runs import append_jsonl, read_jsonl
+from mobilefit.nn import Network, save_weights
 from mobilefit.train.statistics import paired
 
 LOG = "netadapt.jsonl"
-TOP1 = "val_top1"
 Tried = tuple[Proposal, dict[str, Any]]
 """A proposal, and its row in the log."""
 Rule = Literal["ratio", "accuracy", "cautious"]
@@ -112,39 +105,6 @@ def _problems(settings: AdaptSettings) -> Iterator[str]:
             yield str(unknown("kind", kind, KINDS))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tools:
-    """What NetAdapt needs to be given."""
-
-    latency: Latency
-    """Milliseconds of a spec, from the lookup table or measured."""
-    confirm: Callable[[Network], float]
-    """End-to-end measurement of an accepted network's exported file, milliseconds."""
-    tune: Callable[[Network, int], None]
-    """Short-term fine-tuning in place, by a seed."""
-    judge: Callable[[Network], Judgement]
-    """How good a network is on held-out images. It may set the network's batch norm statistics, which stay; never
-    its weights."""
-    images: int
-    """How many images it is judged on."""
-    importance: Callable[[Network], ChannelImportance] = filter_norms
-    """Which channels of the network that a step begins with matter: asked once a step."""
-    quality: str = TOP1
-    """What the score is, a :attr:`mobilefit.train.task.Task.score`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapted:
-    """Where NetAdapt arrived."""
-
-    spec: NetSpec
-    steps: int
-    latency_ms: float
-    """Of the last step, from ``Tools.latency``."""
-    measured_ms: float
-    """Of the last step, confirmed end to end."""
-
-
 def adapt(
     seed_network: Network, settings: AdaptSettings, tools: Tools, out: Path, *, seed: int = 0,
     say: Callable[[str], None] = lambda line: None, label: str | None = None,
@@ -166,70 +126,29 @@ def adapt(
     run.start()
     while not run.done():
         run.step_once()
-    last = run.accepted
-    return Adapted(
-        spec=run.network.spec, steps=last["step"], latency_ms=last["latency_ms"],
-        measured_ms=last["measured_ms"],
-    )  # fmt: skip
+    return run.adapted()
 
 
-class _Run:
+class _Run(StepRun):
     def __init__(
         self, network: Network, settings: AdaptSettings, tools: Tools, out: Path, seed: int,
         say: Callable[[str], None], label: str | None,
     ) -> None:  # fmt: skip
-        self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-        self.settings, self.tools = settings, tools
-        self.out, self.seed, self.say, self.label = out, seed, say, label
-        self.rows = read_jsonl(out / LOG)
-        self.accepted: dict[str, Any] = {}
-        self.losses = LossStore(out / "losses")
-        self._before: tuple[int, Judgement] | None = None
-        self._importance: tuple[int, ChannelImportance] | None = None
-
-    def start(self) -> None:
-        """Measure the seed, or take up the last accepted step of an earlier run."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not self.rows:
-            quality = {} if self.tools.quality == TOP1 else {"quality": self.tools.quality}
-            self._log({
-                "event": "seed", "step": 0, "what": "seed", **quality,
-                "latency_ms": self.tools.latency(self.network.spec),
-                "measured_ms": self.tools.confirm(self.network),
-                "accuracy": self.tools.judge(copy.deepcopy(self.network)).score,
-                "spec_id": self.network.spec.id, "weights": _digest(self.network),
-                "spec": self.network.spec.to_dict(),
-            })  # fmt: skip
-        self.origin = self.rows[0]
-        began = self.origin.get("spec_id"), self.origin.get("weights")
-        if began != (self.network.spec.id, _digest(self.network)):
-            raise InputError(
-                f"{self.out / LOG} began from another network", "use another output folder"
-            )
-        self.accepted = [row for row in self.rows if row["event"] in ("seed", "accepted")][-1]
-        if self.accepted["step"]:
-            self.network = load_network(self._weights(self.accepted["step"]))
-            self._forget(self.accepted["step"])
-
-    def done(self) -> bool:
-        """Whether the estimate (with its margin) and the measurement are within the target."""
-        return self._over() <= 1e-9  # a picosecond: rounding
+        super().__init__(network, settings.target_ms, settings.margin, tools, out, LOG, seed)
+        self.settings, self.say, self.label = settings, say, label
 
     def step_once(self) -> None:
         """Try every proposal, accept the best."""
         step = self.accepted["step"] + 1
         proposals = self._planned(step) or self._plan(step)
-        done = {
-            row["spec_id"]: row for row in self._logged("proposal", step)
-            if self.losses.path(step, row["spec_id"]).exists()
-        }  # fmt: skip
+        done = self._judged(step)
         for row in done.values():  # of an earlier run, perhaps by another rule
             row["score"] = self._score(row["accuracy"], row["latency_ms"])
         for number, proposal in enumerate(proposals):
             if proposal.spec.id not in done:
                 done[proposal.spec.id] = self._try(proposal, step, number, len(proposals), done)
         rows = [done[proposal.spec.id] for proposal in proposals]
-        self._accept(proposals, rows, step)
+        self._choose(proposals, rows, step)
 
     def _plan(self, step: int) -> list[Proposal]:
         cut = self._cut(step)
@@ -276,7 +195,7 @@ class _Run:
     ) -> dict[str, Any]:
         began = time.monotonic()
         candidate, judgement = self._tuned(proposal, step)
-        row = self._row("proposal", proposal, step, judgement)
+        row = self._scored("proposal", proposal, step, judgement)
         if all(self._rank(row) > self._rank(other) for other in done.values()):
             save_weights(candidate, self._weights(step))
         self.losses.save(step, proposal.spec.id, judgement.losses)  # before its row: a logged proposal has them
@@ -290,42 +209,14 @@ class _Run:
         )
         return row
 
-    def _row(self, event: str, proposal: Proposal, step: int, judgement: Judgement) -> dict[str, Any]:
-        """What the log keeps of a network that was judged."""
-        return {
-            "event": event, "step": step, "what": proposal.what,
-            "latency_ms": proposal.latency_ms, "measured_ms": None, "accuracy": judgement.score,
-            **as_fields(paired(judgement.losses, self._before_step(step).losses)),
-            "score": self._score(judgement.score, proposal.latency_ms), "spec_id": proposal.spec.id,
-        }  # fmt: skip
-
-    def _before_step(self, step: int) -> Judgement:
-        """How good the network is that a step begins with."""
-        if self._before is None or self._before[0] != step:
-            self._before = step, self.tools.judge(self.network)
-        return self._before[1]
-
-    def _tuned(self, proposal: Proposal, step: int) -> tuple[Network, Judgement]:
-        """A proposal after its fine-tuning, on the batches that all proposals of the step are tuned on."""
-        self._before_step(step)  # sets the statistics of the network that the weights come from
-        if self._importance is None or self._importance[0] != step:
-            self._importance = step, self.tools.importance(self.network)
-        candidate = transfer(self.network, proposal.narrowed, self._importance[1])
-        if proposal.left_out:
-            candidate = leave_out(candidate, proposal.left_out)
-        self.tools.tune(candidate, self.seed * 100_000 + step * 1000)
-        return candidate, self.tools.judge(candidate)
+    def _scored(self, event: str, proposal: Proposal, step: int, judgement: Judgement) -> dict[str, Any]:
+        score = self._score(judgement.score, proposal.latency_ms)
+        return {**self._row(event, proposal, step, judgement), "score": score}
 
     def _cut(self, step: int) -> float:
         """What a step is to cut, milliseconds."""
         least = self.settings.delta * self.origin["latency_ms"] * self.settings.decay ** (step - 1)
         return float(min(least, self._over()))
-
-    def _over(self) -> float:
-        """What is left to cut, milliseconds: the last step cuts no more than that."""
-        last, target = self.accepted, self.settings.target_ms
-        estimate = last["latency_ms"] - target * (1 - self.settings.margin)
-        return float(max(estimate, last["measured_ms"] - target))
 
     def _steps_left(self) -> float:
         return max(1.0, self._over() / (1.3 * self.settings.delta * float(self.origin["latency_ms"])))
@@ -352,23 +243,11 @@ class _Run:
         saved = 1.0 if self.settings.rule == "accuracy" else self.accepted["latency_ms"] - row["latency_ms"]
         return row["score"], -row["loss_change"] / saved
 
-    def _accept(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
+    def _choose(self, proposals: list[Proposal], rows: list[dict[str, Any]], step: int) -> None:
         ranked = sorted(zip(proposals, rows, strict=True), key=lambda pair: self._rank(pair[1]), reverse=True)
         proposal, row = self._together(ranked, step)
-        network = self._best(proposal, step)
-        self._log({
-            **row, "event": "accepted", **self._undecided([row for _, row in ranked], step),
-            "measured_ms": self.tools.confirm(network), "spec": network.spec.to_dict(),
-        })  # fmt: skip
-        self.network, self.accepted = network, self.rows[-1]
-        self._forget(step)
-
-    def _undecided(self, ranked: list[dict[str, Any]], step: int) -> dict[str, int | None]:
-        """How many other proposals have a loss that is within one and two standard errors of the best one's."""
-        best, *others = (self.losses.load(step, row["spec_id"]) for row in ranked)
-        return {
-            "within_one_error": undecided(best, others, 1.0), "within_two_errors": undecided(best, others, 2.0)
-        }  # fmt: skip
+        undecided = self._undecided([row for _, row in ranked], step)
+        self._accept(self._best(proposal, step), {**row, **undecided})
 
     def _together(self, ranked: list[Tried], step: int) -> tuple[Proposal, dict[str, Any]]:
         """The best proposal; where it cuts less than the step is to, with the next best ones.
@@ -423,44 +302,10 @@ class _Run:
         excess = paired(judgement.losses - before, foretold)
         error = self._error() if math.isnan(excess.error) else excess.error
         row = {
-            **self._row("joint", joint, step, judgement), "foretold": float(foretold.mean()),
+            **self._scored("joint", joint, step, judgement), "foretold": float(foretold.mean()),
             "excess": excess.mean, "excess_error": error, "holds": excess.mean <= error,
         }  # fmt: skip
         if row["holds"]:
             save_weights(network, self._weights(step))
         self._log(row)
         return row
-
-    def _best(self, proposal: Proposal, step: int) -> Network:
-        """Its saved weights; tuned again where the file is another's.
-
-        That happens when proposals were judged together in vain, when a run was cut off between the file and its
-        log row and the tuning did not repeat exactly, or when the rule was changed in between.
-        """
-        path = self._weights(step)
-        if not path.exists() or load_network(path).spec.id != proposal.spec.id:
-            save_weights(self._tuned(proposal, step)[0], path)
-        return load_network(path)
-
-    def _forget(self, step: int) -> None:
-        """Remove what no step needs any more once ``step`` is accepted."""
-        self._weights(step - 1).unlink(missing_ok=True)
-        self.losses.remove(step)
-
-    def _weights(self, step: int) -> Path:
-        return self.out / f"step_{step:03d}.safetensors"
-
-    def _logged(self, event: str, step: int) -> list[dict[str, Any]]:
-        return [row for row in self.rows if row["event"] == event and row["step"] == step]
-
-    def _log(self, row: dict[str, Any]) -> None:
-        append_jsonl(self.out / LOG, row)
-        self.rows.append(row)
-
-
-def _digest(network: Network) -> str:
-    """Twelve hexadecimal digits that stand for the weights."""
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -103,20 +103,26 @@ def _strongest(importance: Tensor, width: int) -> Tensor:
     return order[:width].sort().values
 
 
+def shared_outputs(network: Network) -> list[tuple[str, ...]]:
+    """The layers that the stem and the blocks end in, in order; those whose outputs residuals add are one entry: they
+    share their channels."""
+    shared: list[tuple[str, ...]] = [("stem",)]
+    for index, row in enumerate(_rows(network)):
+        name = last_layer(row, index)
+        shared = [*shared[:-1], (*shared[-1], name)] if row.residual else [*shared, (name,)]
+    return shared
+
+
+def last_layer(row: Row, index: int) -> str:
+    """The name of the layer that a block ends in."""
+    return f"blocks.{index}.{'conv' if hasattr(row, 'conv') else 'project'}"
+
+
 def _kept_positions(old: Network, spec: NetSpec, importance: ChannelImportance) -> list[Tensor]:
     """The kept channels of the stem's output and of each block's, residual groups jointly."""
-    rows = _rows(old)
-    producers = ["stem"]
-    producers += [
-        f"blocks.{index}.{'conv' if hasattr(row, 'conv') else 'project'}" for index, row in enumerate(rows)
-    ]
     kept: list[Tensor] = []
-    start = 0
-    for end in range(1, len(producers) + 1):
-        if end < len(producers) and rows[end - 1].residual:
-            continue
-        kept += [_strongest(importance(*producers[start:end]), spec.widths[start])] * (end - start)
-        start = end
+    for layers in shared_outputs(old):
+        kept += [_strongest(importance(*layers), spec.widths[len(kept)])] * len(layers)
     return kept
 
 

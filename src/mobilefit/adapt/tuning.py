@@ -8,8 +8,8 @@ from typing import Any
 
 from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
 from mobilefit.adapt.judgement import Judgement, judge
-from mobilefit.adapt.netadapt import Tools
 from mobilefit.adapt.proposals import Latency
+from mobilefit.adapt.steps import Tools
 from mobilefit.data import Preset
 from mobilefit.errors import unknown
 from mobilefit.nn import Network
