@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mobilefit.adapt import Group, groups, propose, removable
+from mobilefit.adapt import Group, Proposal, groups, propose, removable
 from mobilefit.arch import DETECTORS, FAMILY, SEGMENTERS, NetSpec, difference, spec
 
 from .toy import POOLED, TOY, TOY_MADDS, milliseconds
@@ -308,3 +308,16 @@ def test_the_head_shrinks_where_there_are_few_classes() -> None:
                            (250, {"expansion", "bottleneck"})):  # fmt: skip
         assert {group.kind for group in groups(small.classes(classes))} == kinds
     assert [g.name for g in groups(small.classes(10))][-2:] == ["last.out", "head.hidden"]
+
+
+def test_changes_together_are_of_the_groups_as_they_were() -> None:
+    """Also where a bottleneck falls to the width that its neighbour had, and would be one with it."""
+    net_spec = spec("mobilenet_v2")
+    by_name = {group.name: group for group in (*groups(net_spec, ALL), *removable(net_spec))}
+    changes = [("blocks.1.out", 16), ("blocks.0.out", 8), ("blocks.4", 0), ("blocks.5.expand", 96), ("blocks.2", 0)]
+    joint = Proposal.together(net_spec, [(by_name[name], width) for name, width in changes], milliseconds)
+    assert joint.left_out == (2, 4) and joint.latency_ms == milliseconds(joint.spec)
+    assert [block.out for block in joint.narrowed.blocks[:4]] == [8, 16, 16, 32]
+    assert joint.narrowed.blocks[5].expand == 96 and len(joint.spec.blocks) == len(net_spec.blocks) - 2
+    assert joint.what.startswith("blocks.1.out 24 -> 16, blocks.0.out 16 -> 8, blocks.4 left out")
+    assert not joint.narrowed.blocks[1].has_residual(8)

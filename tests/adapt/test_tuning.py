@@ -22,14 +22,17 @@ from tasks.scenes import (
 )
 
 from mobilefit.adapt import (
+    KNAPSACK_LOG,
     LOG,
     AdaptSettings,
+    KnapsackSettings,
     Tools,
     adapt,
     for_shrunk,
     groups,
     removable,
     short_term,
+    shrink_by_knapsack,
     tools_for,
 )
 from mobilefit.arch import NetSpec
@@ -112,6 +115,19 @@ def test_a_network_of_each_task_shrinks_to_its_target(case: Case, tmp_path: Path
     assert all((f"% {case.task.score}; about" if case.task else "%; about") in line for line in lines)
     again = adapt(seed_network, settings, tools(case, steps=None), tmp_path)  # nothing is left to tune
     assert again == found
+
+
+def test_the_knapsack_shrinks_a_network_of_each_task(case: Case, tmp_path: Path) -> None:
+    seed_network = case.network()
+    target = 0.85 * milliseconds(seed_network.spec)
+    found = shrink_by_knapsack(seed_network, KnapsackSettings(target_ms=target), tools(case, steps=1), tmp_path)
+    assert found.latency_ms <= target
+    (weights,) = tmp_path.glob("step_*.safetensors")
+    assert load_network(weights).spec == found.spec
+    rows = read_jsonl(tmp_path / KNAPSACK_LOG)
+    priced = {row["what"].split()[0] for row in rows if row["event"] == "price"}
+    known = {group.name for group in (*groups(seed_network.spec), *removable(seed_network.spec))}
+    assert priced and priced <= known and any(name.startswith(("head", "last")) for name in priced)
 
 
 def test_tuning_is_by_the_tasks_own_loss(case: Case) -> None:

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from mobilefit import litert
+from mobilefit.arch import NetSpec
 from mobilefit.formats import onnx, torch_export
 from mobilefit.formats.parity import TOLERANCES
 from mobilefit.jobs import export as export_job
 from mobilefit.jobs.adapt import tuning_plan
 from mobilefit.litert.graph import METADATA_NAME, parse, serialize
 from mobilefit.litert.metadata import labels_of, packaged
+from mobilefit.nn import load_network
 from mobilefit.runs import read_jsonl
 
 from .small import CLASSES, World, hold_steady, make_images, record, run
@@ -196,6 +198,35 @@ def test_what_is_adapted_can_be_trained(world: World, tmp_path: Path, steady: No
                "--batch-size", 16, "--steps", 1, "--out", tmp_path / "t", "--quiet") == 0  # fmt: skip
     trained, adapted = record(tmp_path / "t")["final_spec"], record(out)["final_spec"]
     assert trained["blocks"] == adapted["blocks"] and trained["stem"] == adapted["stem"]
+
+
+def test_adapt_by_the_knapsack(world: World, tmp_path: Path, steady: None) -> None:
+    out = tmp_path / "adapted"
+    assert run("adapt", world.weights, world.images, "--method", "knapsack", "--latency", "60%", "--cut", 0.25,
+               "--tune-steps", 1, "--out", out, "--quiet") == 0  # fmt: skip
+    made, rows = record(out), read_jsonl(out / "knapsack" / "knapsack.jsonl")
+    assert made["method"] == "knapsack" and made["latency_ms"] <= made["budget_ms"]
+    assert made["steps"] == len([row for row in rows if row["event"] == "accepted"]) >= 1
+    opened = load_network(out / "model.safetensors")
+    assert opened.spec.blocks == NetSpec.from_dict(made["final_spec"]).blocks
+    assert run("train", world.images, "--model", out / "adapted.json", "--resolution", 32,
+               "--batch-size", 16, "--steps", 1, "--out", tmp_path / "t", "--quiet") == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"), [("knapsack", "--delta", 0.1), ("knapsack", "--importance", "norm"), ("netadapt", "--cut", 0.1)]
+)
+def test_options_of_another_method_are_refused(
+    method: str, option: str, value: object, world: World, tmp_path: Path, refused: REFUSED
+) -> None:
+    words = ["adapt", world.weights, world.images, "--latency", "70%", "--out", tmp_path / "run"]
+    said = refused(*words, "--method", method, option, value)
+    assert option in said and "--method" in said and not (tmp_path / "run").exists()
+
+
+def test_a_budget_that_the_knapsack_cannot_reach(world: World, tmp_path: Path, steady: None, refused: REFUSED) -> None:
+    said = refused("adapt", world.weights, world.images, "--method", "knapsack", "--latency", "1%", "--out", tmp_path / "run", "--quiet")
+    assert "the lowest reachable is" in said
 
 
 def test_bench_refuses_cores_and_threads_that_are_not_there(

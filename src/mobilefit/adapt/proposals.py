@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -121,6 +121,24 @@ class Proposal:
             spec=smaller, group=group.name, width=width, latency_ms=latency_ms,
             what=f"{group.name} left out" if block else f"{group.name} {group.width} -> {width}",
             narrowed=spec if block else smaller, left_out=group.members if block else (),
+        )  # fmt: skip
+
+    @classmethod
+    def together(cls, spec: NetSpec, changes: Sequence[tuple[Group, int]], latency: Latency) -> Proposal:
+        """``spec`` with several of its groups at new widths, and without some of its blocks.
+
+        Args:
+            changes: groups of ``spec``, each once, with their widths; 0 of a block that is left out.
+        """
+        parts = [cls.of(spec, group, width, 0.0) for group, width in changes]
+        gone = tuple(sorted(index for part in parts for index in part.left_out))
+        narrowed = spec
+        for group, width in changes:
+            narrowed = narrowed if group.kind == "block" else group.shrunk(narrowed, width)
+        smaller = without_blocks(narrowed, gone)
+        return replace(
+            parts[0], spec=smaller, narrowed=narrowed, left_out=gone, what=", ".join(part.what for part in parts),
+            latency_ms=latency(smaller),
         )  # fmt: skip
 
     def with_also(self, other: Proposal, latency: Latency) -> Proposal | None:

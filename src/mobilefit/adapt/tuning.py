@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mobilefit.adapt.importance import ChannelImportance, Importance, bn_scales, filter_norms, gates
+from mobilefit.adapt.importance import (
+    ChannelImportance,
+    Gates,
+    Importance,
+    bn_scales,
+    filter_norms,
+    gates,
+)
 from mobilefit.adapt.judgement import Judgement, judge
 from mobilefit.adapt.proposals import Latency
 from mobilefit.adapt.steps import Tools
@@ -15,8 +22,11 @@ from mobilefit.errors import unknown
 from mobilefit.nn import Network
 from mobilefit.train import Recipe, calibration_batches, fit, recalibrated
 from mobilefit.train.classify import Classify
+from mobilefit.train.recalibration import STATISTICS_IMAGES
 from mobilefit.train.task import Task
 
+KNAPSACK_IMAGES = 2048
+"""Training images that the knapsack foretells losses by, at most one pass."""
 LEAST_TUNE_STEPS = 15
 """Fewer teach a proposal nothing that new batch norm statistics do not: alone they beat five steps in ten proposals
 of ten."""
@@ -41,25 +51,27 @@ def for_shrunk(recipe: Recipe) -> Recipe:
 
 
 def gates_on(
-    network: Network, train_set: Any, preset: Preset, recipe: Recipe, task: Task | None = None
-) -> ChannelImportance:
-    """:func:`.importance.gates` by the loss of :data:`~.recalibration.STATISTICS_IMAGES` training images.
+    network: Network, train_set: Any, preset: Preset, recipe: Recipe, task: Task | None = None, *,
+    images: int = STATISTICS_IMAGES,
+) -> Gates:  # fmt: skip
+    """:func:`.importance.gates` by the loss of some training images.
 
     Args:
         network: trained for the images' classes.
         recipe: its batch size and augmentation are used.
         task: ``None``: classification.
+        images: about how many; no more than one pass.
     """
     plain, chosen = replace(recipe, distillation=0.0, mixup=0.0, cutmix=0.0), task or Classify()
     objective = chosen.objective(network, train_set, plain, None, next(network.parameters()).device)
-    return gates(network, calibration_batches(train_set, preset, plain, chosen), objective)
+    return gates(network, calibration_batches(train_set, preset, plain, chosen, images=images), objective)
 
 
 def tools_for(
     train_set: Any, held_out: Any, *, preset: Preset, recipe: Recipe, steps: int, latency: Latency,
     confirm: Callable[[Network], float], task: Task | None = None, importance: Importance = "gates",
 ) -> Tools:  # fmt: skip
-    """NetAdapt's tools for images of a task.
+    """The tools of NetAdapt and of the knapsack for images of a task.
 
     A network is judged with batch norm statistics of its own, the seed network like every proposal: those that it
     inherits are of other channels, and those that a few steps leave are of other weights. Else early layers and
@@ -70,10 +82,10 @@ def tools_for(
         preset: how an image becomes the network's input.
         recipe: that the seed network was trained by; see :func:`short_term`.
         steps: of a proposal's fine-tuning; 0: none, proposals are judged with new batch norm statistics alone.
-        latency, confirm: as of :class:`.netadapt.Tools`.
+        latency, confirm: as of :class:`.steps.Tools`.
         task: ``None``: classification.
         importance: which channels stay: ``gates`` (by the loss of :data:`~.recalibration.STATISTICS_IMAGES` training
-            images), ``norm`` or ``bn-scale``; see :mod:`.importance`.
+            images), ``norm`` or ``bn-scale``; see :mod:`.importance`. The knapsack goes by gates.
 
     Raises:
         InputError: from the tools: the recipe or the images are of another task; nothing among the held-out images
@@ -91,6 +103,9 @@ def tools_for(
     def by_gates(network: Network) -> ChannelImportance:
         return gates_on(network, train_set, preset, short, chosen)
 
+    def many_gates(network: Network) -> Gates:
+        return gates_on(network, train_set, preset, short, chosen, images=KNAPSACK_IMAGES)
+
     ways: dict[Importance, Callable[[Network], ChannelImportance]] = {
         "gates": by_gates, "norm": filter_norms, "bn-scale": bn_scales
     }  # fmt: skip
@@ -98,5 +113,5 @@ def tools_for(
         raise unknown("importance", importance, ways)
     return Tools(
         latency=latency, confirm=confirm, tune=tune, judge=judge_recalibrated, images=len(held_out),
-        quality=chosen.score, importance=ways[importance],
+        quality=chosen.score, importance=ways[importance], gates=many_gates,
     )  # fmt: skip

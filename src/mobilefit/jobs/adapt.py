@@ -1,14 +1,14 @@
-"""NetAdapt alone."""
+"""NetAdapt, or the knapsack, alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mobilefit import adapt as netadapt
 from mobilefit import device
-from mobilefit.adapt import AdaptSettings
+from mobilefit.adapt import AdaptSettings, KnapsackSettings
 from mobilefit.arch import NetSpec
 from mobilefit.device import Phone
 from mobilefit.errors import InputError, unknown
@@ -20,6 +20,12 @@ from mobilefit.nn import save_weights
 from mobilefit.progress import Voice
 from mobilefit.runs import read_jsonl, write_atomic
 
+Method = Literal["netadapt", "knapsack"]
+OWN_OPTIONS: dict[Method, tuple[str, ...]] = {
+    "netadapt": ("delta", "decay", "rule", "importance"), "knapsack": ("cut",)
+}  # fmt: skip
+"""Options that one method alone has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
@@ -29,16 +35,18 @@ class AdaptConfig:
     data: str = option(help="the images it was trained on", argument=True)
     ignore_label: tuple[int, ...] = option((), help="segment: a label in the masks that is no class; may be repeated")
     latency: str = option(help="target here: 2ms, 850us, or 70% of the network's own")
-    delta: float = option(0.01, help="least cut of a step, part of the network's latency")
-    decay: float = option(1.0, help="factor on delta after each step (NetAdapt's code: 0.96)")
-    rule: netadapt.Rule = option("ratio", help="which proposal wins: ratio (V3 paper: accuracy change per ms), accuracy (NetAdapt: smallest drop) or cautious (ratio less one standard error)")
+    method: Method = option("netadapt", help="netadapt (V3 paper: layer by layer), or knapsack (all widths and blocks at once, from gates and the latency table)")
+    delta: float = option(0.01, help="netadapt: least cut of a step, part of the network's latency")
+    decay: float = option(1.0, help="netadapt: factor on delta after each step (NetAdapt's code: 0.96)")
+    rule: netadapt.Rule = option("ratio", help="netadapt: which proposal wins: ratio (V3 paper: accuracy change per ms), accuracy (NetAdapt: smallest drop) or cautious (ratio less one standard error)")
     importance: netadapt.Importance = option(
-        "gates", help="which channels stay: gates (by the loss of some training images), norm (of filters, NetAdapt) or bn-scale"
+        "gates", help="netadapt: which channels stay: gates (by the loss of some training images), norm (of filters, NetAdapt) or bn-scale"
     )
+    cut: float = option(netadapt.ROUND_CUT, help="knapsack: most latency cut of a round, part of the network's; a deeper cut takes several rounds")
     shrink: str | None = option(
         None, help="what may shrink, with commas: expansion, bottleneck, head, block (residual blocks left out); default: all, the head only of fewer than 250 classes"
     )
-    tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000); 0: none, only new batch norm statistics")
+    tune_steps: int = option(100, help="fine-tuning steps of a proposal (V3 paper: 10000), or of a knapsack's round; 0: none, only new batch norm statistics")
     recipe: str | None = option(
         None, help="of the fine-tuning, at a quarter of its rate (default: fast; detect; segment)"
     )
@@ -51,13 +59,14 @@ class AdaptConfig:
 
 
 def adapt(config: AdaptConfig) -> dict[str, Any]:
-    """Shrink a trained network; writes its spec and short-term weights, to be trained from scratch.
+    """Shrink a trained network by NetAdapt or by a knapsack; writes its spec and short-term weights, to be trained from scratch.
 
     Raises:
         InputError: bad data, weights or options, or a target out of reach.
     """
     budget, shrinking = parse_budget(config.latency), parse_shrink(config.shrink)
-    lab.check_positive(delta=config.delta, decay=config.decay)
+    check_method(config)
+    lab.check_positive(delta=config.delta, decay=config.decay, cut=config.cut)
     if config.tune_steps < 0:
         raise InputError(f"--tune-steps is {config.tune_steps}, must not be below 0", "0 tunes nothing")
     device.check_target(config.device, config.benchmark_model)
@@ -73,7 +82,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
     kinds.tell_left_out(data, voice)
-    voice(tuning_plan(config.tune_steps))
+    voice(tuning_plan(config.tune_steps, config.method))
     with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
         seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone))
         table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
@@ -84,25 +93,32 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
             latency=table.predict, confirm=lab.Confirm(network, seed_ms, phone), task=kind.port,
             importance=config.importance,
         )  # fmt: skip
-        settings = AdaptSettings(target_ms=budget.of(seed_ms), margin=lab.MARGIN, delta=config.delta,
-                                 decay=config.decay, rule=config.rule, kinds=shrinking)  # fmt: skip
-        with run.timed("netadapt"):
-            found = netadapt.adapt(
-                network, settings, tools, run.path / "netadapt", seed=config.seed, say=voice,
-                label=voice.label("looking for proposals"),
-            )  # fmt: skip
+        target_ms, folder = budget.of(seed_ms), run.path / config.method
+        with run.timed(config.method):
+            if config.method == "knapsack":
+                found = netadapt.shrink_by_knapsack(
+                    network, KnapsackSettings(target_ms=target_ms, margin=lab.MARGIN, cut=config.cut, kinds=shrinking),
+                    tools, folder, seed=config.seed, say=voice, label=voice.label("measuring savings and losses"),
+                )  # fmt: skip
+            else:
+                settings = AdaptSettings(target_ms=target_ms, margin=lab.MARGIN, delta=config.delta,
+                                         decay=config.decay, rule=config.rule, kinds=shrinking)  # fmt: skip
+                found = netadapt.adapt(
+                    network, settings, tools, folder, seed=config.seed, say=voice,
+                    label=voice.label("looking for proposals"),
+                )  # fmt: skip
     spec = replace(found.spec, name=f"{network.spec.name}_adapted")
     write_atomic(run.path / "adapted.json", spec.to_json() + "\n")
     save_weights(
-        lab.last_step(run.path / "netadapt", network), run.path / "model.safetensors",
+        lab.last_step(folder, network), run.path / "model.safetensors",
         preset=preset.to_dict(), classes=data.classes,
     )  # fmt: skip
     record = run.finish({
-        "seed": config.seed, "task": kind.task, "budget_ms": settings.target_ms, "data": kinds.described(data),
+        "seed": config.seed, "task": kind.task, "method": config.method, "budget_ms": target_ms, "data": kinds.described(data),
         "seed_spec": network.spec.to_dict(), "final_spec": spec.to_dict(),
         "steps": found.steps, "latency_ms": found.measured_ms,
     })  # fmt: skip
-    _tell(run, "" if kind.task == "classify" else f" {kind.score}")
+    _tell(run, config.method, "" if kind.task == "classify" else f" {kind.score}")
     return record
 
 
@@ -121,8 +137,23 @@ def parse_shrink(text: str | None) -> tuple[netadapt.Kind, ...] | None:
     return tuple(kind for kind in netadapt.KINDS if kind in names)
 
 
-def tuning_plan(steps: int) -> str:
+def check_method(config: AdaptConfig) -> None:
+    """Refuse options that only another method has.
+
+    Raises:
+        InputError: it names them.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for method, names in OWN_OPTIONS.items():
+        changed = [f"--{name}" for name in names if getattr(config, name) != defaults[name]]
+        if method != config.method and changed:
+            raise InputError(f"{', '.join(changed)} belongs to --method {method}, not {config.method}", "leave it out")
+
+
+def tuning_plan(steps: int, method: Method = "netadapt") -> str:
     """A line: how proposals are tuned."""
+    if method == "knapsack":
+        return f"each round is tuned for {steps} steps" if steps else "rounds are not tuned: only batch norm statistics are new"
     if steps == 0:
         return "proposals are not tuned: they are judged with new batch norm statistics alone"
     line = f"each proposal is tuned for {steps} step{'s' if steps > 1 else ''}"
@@ -131,9 +162,9 @@ def tuning_plan(steps: int) -> str:
     return line
 
 
-def _tell(run: RunFolder, score: str) -> None:
+def _tell(run: RunFolder, method: Method, score: str) -> None:
     """The accepted steps, with how many other proposals each could not be told from, and what to do with the result."""
-    for row in read_jsonl(run.path / "netadapt" / netadapt.LOG):
+    for row in read_jsonl(run.path / method / f"{method}.jsonl"):
         if row["event"] in ("seed", "accepted"):
             others = row.get("within_two_errors")
             equals = f"  as good by the loss as {others} other{'s' if others > 1 else ''}" if others else ""
