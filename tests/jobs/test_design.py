@@ -131,6 +131,21 @@ def test_the_width_multiplier_is_its_equal_in_latency(finished: Path) -> None:
     assert abs(medians["width"] - medians["adapted"]) == pytest.approx(min(gaps))
 
 
+def test_the_knapsack_in_netadapts_place(world: World, tmp_path: Path, steady: None) -> None:
+    line = words(world, tmp_path / "run", "70%", shrink="knapsack", epochs=0.2)
+    del line[line.index("--delta") : line.index("--delta") + 2]
+    assert run(*line, "--quiet") == 0
+    made = record(tmp_path / "run")
+    rows = read_jsonl(tmp_path / "run" / "knapsack" / "knapsack.jsonl")
+    rounds = [row for row in rows if row["event"] == "accepted"]
+    assert made["plan"]["knapsack"]["tune_steps"] == 2 and made["plan"]["knapsack"]["steps"] >= len(rounds) >= 1
+    assert NetSpec.from_dict(made["final_spec"]).id == rounds[-1]["spec_id"]
+    assert made["final"]["kind"] == "adapted" and made["final"]["latency"]["median_ms"] <= made["budget_ms"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Knapsack, step by step" in page and "NetAdapt" not in page
+    assert not (tmp_path / "run" / "netadapt").exists()
+
+
 # ---- the same folder again
 
 
@@ -255,6 +270,7 @@ def test_a_budget_out_of_reach_says_what_is_in_reach(
         ({"minutes": "nan"}, ["--minutes is nan"]),
         ({"delta": 1.5}, ["delta is 1.5"]),
         ({"minutes": "inf"}, ["--minutes is inf"]),
+        ({"shrink": "knapsack"}, ["--delta and --rule are NetAdapt's", "--shrink knapsack"]),
         ({"data": "nowhere"}, ["no such folder or data set: 'nowhere'"]),
         ({"weights": "nowhere.safetensors"}, ["no such weights file: nowhere.safetensors"]),
         ({"table": "nowhere.json"}, ["cannot read nowhere.json"]),

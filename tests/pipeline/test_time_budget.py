@@ -27,6 +27,7 @@ from mobilefit.pipeline.time_budget import (
     epoch_steps,
     export_seconds,
     full_training,
+    knapsack,
     netadapt,
     race_rung,
     training_madds,
@@ -205,6 +206,24 @@ def test_what_the_user_says_of_netadapt_is_done() -> None:
     both = adapted(1.0, delta=0.01, tune_steps=700)
     assert (both.delta, both.tune_steps) == (0.01, 700)
     assert both.seconds == pytest.approx(least_seconds(0.01, 700), abs=0.06)
+
+
+def by_knapsack(seconds: float, **changes: Any) -> AdaptPlan:
+    options = {
+        "over": 0.3, "step_seconds": 0.1, "evaluation_seconds": 0.9, "held_images": 500, "per_epoch": 60,
+        "tune_steps": None, **changes,
+    }  # fmt: skip
+    return knapsack(seconds, SPEC, **options)
+
+
+def test_the_rounds_of_a_knapsack_are_tuned_by_what_is_left() -> None:
+    """Two rounds of at most a fifth each for 0.3: a pass for the gates, groups and blocks alone, nine allocations."""
+    judged = 2 * (60 * 0.1 + (GROUPS + 9) * JUDGING)
+    plan = by_knapsack(judged + 2 * 30.5 * 0.1)
+    assert (plan.delta, plan.steps, plan.proposals, plan.tune_steps) == (0.2, 2, GROUPS + 9, 30)
+    assert plan.seconds == pytest.approx(judged + 2 * 30 * 0.1, abs=0.06)
+    assert by_knapsack(0.0).tune_steps == 0 and by_knapsack(1e6).tune_steps == 120
+    assert by_knapsack(0.0, tune_steps=7).tune_steps == 7 and by_knapsack(1e6, over=0.7).steps == 4
 
 
 def test_a_plan_comes_back_from_json() -> None:

@@ -115,6 +115,8 @@ def _check(config: DesignConfig) -> None:
         delta=config.delta, epochs=config.epochs, trials=config.trials, top=config.top, workers=config.workers,
     )  # fmt: skip
     AdaptSettings(target_ms=1.0, delta=config.delta or 0.01, rule=config.rule)  # late is too late
+    if config.shrink == "knapsack" and (config.delta is not None or config.rule != "ratio"):
+        raise InputError("--delta and --rule are NetAdapt's, and this is --shrink knapsack", "leave them out")
     task = task_of(config).task
     kinds.check_options(
         task, recipe=config.recipe, height=config.resolution, width=config.columns,

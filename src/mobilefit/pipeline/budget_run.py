@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mobilefit import adapt, report
-from mobilefit.adapt import AdaptSettings
+from mobilefit.adapt import AdaptSettings, KnapsackSettings
 from mobilefit.arch import NetSpec
 from mobilefit.device import Latency
 from mobilefit.errors import InputError
@@ -236,7 +236,7 @@ class BudgetRun:
     # ---- shrinking it
 
     def shrunk(self, larger: Trained | None) -> Entrant | None:
-        """What NetAdapt makes of the larger network, or of it at the first size that is over the budget."""
+        """What NetAdapt or the knapsack makes of the larger network, or of it at the first size that is over the budget."""
         c = self.design
         if larger is None or self.config.shrink == "none":
             return None
@@ -246,23 +246,18 @@ class BudgetRun:
         start_ms = self.stage("shrink base", lambda: c.measure([base.spec])[0])
         if start_ms <= self.aim_ms:
             return None
-        evaluation = len(c.held_out) / c.images_per_second
-        plan = AdaptPlan(**self.planned("netadapt", lambda: time_budget.netadapt(
-            self.left() * time_budget.SHRINK_SHARE, base.spec, over=1 - self.aim_ms / start_ms,
-            step_seconds=c.step_seconds(base.spec), evaluation_seconds=evaluation,
-            held_images=len(c.held_out), per_epoch=c.per_epoch, delta=self.config.delta,
-            tune_steps=self.config.tune_steps,
-        )))  # fmt: skip
+        method = "knapsack" if self.config.shrink == "knapsack" else "netadapt"
+        plan = AdaptPlan(**self.planned(method, lambda: self.shrink_plan(base, 1 - self.aim_ms / start_ms)))
         if plan.tune_steps == 0:
             if self.config.shrink == "auto" and networks_at.within(c.networks, self.aim_ms):
                 self.log("there is no time to shrink a larger network well: left out (--shrink netadapt insists)")
                 return None
-            self.log("there is no time to tune NetAdapt's proposals: they are judged with new batch norm statistics alone")
+            self.log("there is no time to tune what shrinking proposes: it is judged with new batch norm statistics alone")
         with c.run.timed(f"{self.prefix}table"):
             c.table.fitted(base.spec, self.log)
-        folder = self.folder / "netadapt"
-        with c.run.timed(f"{self.prefix}netadapt"):
-            spec = self.netadapt(base, larger, start_ms, plan, folder)
+        folder = self.folder / method
+        with c.run.timed(f"{self.prefix}{method}"):
+            spec = self.smaller(base, larger, start_ms, plan, folder)
         latency_ms = self.stage("adapted latency", lambda: c.measure([spec])[0])
         candidate = Candidate(spec=spec, latency_ms=latency_ms, origin="shrunk")
         initial = ShrunkWeights(
@@ -284,24 +279,43 @@ class BudgetRun:
             return larger.network
         return self.design.weights_from(larger).network(spec, None, self.config.seed)[0]
 
-    def netadapt(
+    def shrink_plan(self, base: Network, over: float) -> AdaptPlan:
+        """How NetAdapt or the knapsack uses its share of the time; ``over`` is the part of the latency that must go."""
+        c = self.design
+        seconds = self.left() * time_budget.SHRINK_SHARE
+        common: dict[str, Any] = {
+            "over": over, "step_seconds": c.step_seconds(base.spec), "held_images": len(c.held_out),
+            "evaluation_seconds": len(c.held_out) / c.images_per_second, "per_epoch": c.per_epoch,
+            "tune_steps": self.config.tune_steps,
+        }  # fmt: skip
+        if self.config.shrink == "knapsack":
+            return time_budget.knapsack(seconds, base.spec, **common)
+        return time_budget.netadapt(seconds, base.spec, delta=self.config.delta, **common)
+
+    def smaller(
         self, base: Network, larger: Trained, start_ms: float, plan: AdaptPlan, folder: Path
     ) -> NetSpec:
-        """NetAdapt from a trained network down to the budget."""
+        """A trained network shrunk to the budget."""
         c = self.design
-        settings = AdaptSettings(
-            target_ms=self.budget_ms, margin=lab.MARGIN, delta=plan.delta, rule=self.config.rule
-        )
         tools = adapt.tools_for(
             self.data.train, c.held_out,
             preset=replace(larger.preset, resolution=base.spec.image_shape[0]), recipe=c.recipe,
             steps=plan.tune_steps, latency=c.table.predict, confirm=lab.Confirm(base, start_ms, c.phone),
             task=self.task.port,
         )  # fmt: skip
-        result = adapt.adapt(
-            base, settings, tools, folder, seed=self.config.seed, say=self.log,
-            label=self.log.label("looking for proposals"),
-        )  # fmt: skip
+        if self.config.shrink == "knapsack":
+            result = adapt.shrink_by_knapsack(
+                base, KnapsackSettings(target_ms=self.budget_ms, margin=lab.MARGIN, cut=plan.delta), tools, folder,
+                seed=self.config.seed, say=self.log, label=self.log.label("measuring savings and losses"),
+            )  # fmt: skip
+        else:
+            settings = AdaptSettings(
+                target_ms=self.budget_ms, margin=lab.MARGIN, delta=plan.delta, rule=self.config.rule
+            )
+            result = adapt.adapt(
+                base, settings, tools, folder, seed=self.config.seed, say=self.log,
+                label=self.log.label("looking for proposals"),
+            )  # fmt: skip
         return replace(result.spec, name=f"{base.spec.name}_adapted")
 
     # ---- the finals, and what stands beside the winner

@@ -15,7 +15,7 @@ from mobilefit.jobs.options import device_option, option, tool_option
 SEARCH = "search"
 """The value of ``--seed-network`` that used to ask for a search."""
 
-Shrink = Literal["auto", "netadapt", "none"]
+Shrink = Literal["auto", "netadapt", "knapsack", "none"]
 Retrain = Literal["inherit", "scratch"]
 
 
@@ -51,7 +51,7 @@ class DesignConfig:
         "timm:NAME, or a file; several files: their networks race"
     )
     teacher: str | None = option(None, help="a trained network of these classes to learn from: a file, or timm:NAME=FILE (default: a larger one of the run)")
-    shrink: Shrink = option("auto", help="whether a larger network is shrunk as well: netadapt, none, or auto: where it can win")
+    shrink: Shrink = option("auto", help="whether a larger network is shrunk as well: netadapt, knapsack (see mobilefit adapt), none, or auto: NetAdapt where it can win")
     retrain: Retrain = option("inherit", help="what a shrunk network is trained from: its inherited weights, or scratch (as in the papers)")
     seeds: int = option(1, help="trainings of each compared network, for mean and spread")
     seed: int = option(0, help="random seed; the first of --seeds")

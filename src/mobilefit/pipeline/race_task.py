@@ -70,7 +70,7 @@ class ShrunkWeights:
     spec: NetSpec
     preset: Preset
     inherited: Network | None
-    """With NetAdapt's short-term weights; ``None``: fresh ones."""
+    """With the short-term weights of its shrinking; ``None``: fresh ones."""
 
     def __call__(self, seed: int) -> tuple[Network, Preset]:
         if self.inherited is None:

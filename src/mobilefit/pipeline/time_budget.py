@@ -181,16 +181,16 @@ def beside(seconds: float, step_seconds: float, per_epoch: int, export_seconds: 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptPlan:
-    """NetAdapt's part."""
+    """The part of NetAdapt, or of the knapsack, whose steps are its rounds."""
 
     delta: float
-    """Least latency cut of a step, part of the larger network's."""
+    """NetAdapt: least latency cut of a step, part of the larger network's; knapsack: most of a round."""
     steps: int
     """About how many it takes."""
     proposals: int
-    """Of a step, at most."""
+    """Networks that are judged in a step, at most."""
     tune_steps: int
-    """Of a proposal's fine-tuning; 0: proposals are judged with new batch norm statistics alone."""
+    """Of a proposal's fine-tuning (knapsack: of a round's); 0: proposals are judged with new batch norm statistics alone."""
     held_images: int
     seconds: float
 
@@ -215,8 +215,7 @@ def netadapt(
         delta, tune_steps: as the user wants them, whatever the time.
     """
     proposals = len(adapt.groups(spec)) + len(adapt.removable(spec))
-    # Beside the held-out images every proposal is shown those that its batch norm statistics are of.
-    fixed = 0.1 + evaluation_seconds * (1 + STATISTICS_IMAGES / max(1, held_images))
+    fixed = judging_seconds(evaluation_seconds, held_images)
 
     def steps_for(cut: float) -> int:
         return math.ceil(over / (CUT * cut))
@@ -233,6 +232,32 @@ def netadapt(
         held_images=held_images,
         seconds=round(steps_for(least_cut) * proposals * (fixed + tune * step_seconds), 1),
     )  # fmt: skip
+
+
+def knapsack(
+    seconds: float, spec: NetSpec, *, over: float, step_seconds: float, evaluation_seconds: float,
+    held_images: int, per_epoch: int, tune_steps: int | None,
+) -> AdaptPlan:  # fmt: skip
+    """The knapsack within some seconds: each round's network is tuned as long as there is time, two epochs at most.
+
+    Args:
+        over, step_seconds, evaluation_seconds, held_images, per_epoch, tune_steps: as of :func:`netadapt`.
+    """
+    rounds = math.ceil(over / adapt.ROUND_CUT)
+    judged = adapt.most_judged(spec)
+    gates_seconds = step_seconds * per_epoch  # one pass at most, forwards and backwards
+    fixed = rounds * (gates_seconds + judged * judging_seconds(evaluation_seconds, held_images))
+    affordable = int((seconds - fixed) / max(rounds * step_seconds, 1e-9))
+    tune = max(0, min(affordable, MOST_TUNE_STEPS, 2 * per_epoch)) if tune_steps is None else tune_steps
+    return AdaptPlan(
+        delta=adapt.ROUND_CUT, steps=rounds, proposals=judged, tune_steps=tune, held_images=held_images,
+        seconds=round(fixed + rounds * tune * step_seconds, 1),
+    )  # fmt: skip
+
+
+def judging_seconds(evaluation_seconds: float, held_images: int) -> float:
+    """Of a proposal: beside the held-out images it is shown those that its batch norm statistics are of."""
+    return 0.1 + evaluation_seconds * (1 + STATISTICS_IMAGES / max(1, held_images))
 
 
 def export_seconds(networks: int, latency_ms: float, test_images: int) -> float:

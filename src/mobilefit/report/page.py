@@ -32,6 +32,7 @@ from mobilefit.report import (
 
 NAME = "report.html"
 STEPS = "netadapt/netadapt.jsonl"
+ROUNDS = "knapsack/knapsack.jsonl"
 SWEEP = "lr_finder.json"
 MAX_CURVES = 8
 """Training runs in one figure: the longest ones; more cannot be told apart."""
@@ -42,8 +43,8 @@ MAX_SKIPPED = 200
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` into a run directory, from the records that lie there.
 
-    Reads ``record.json``, ``netadapt/netadapt.jsonl``, ``search/trials.jsonl``, ``lr_finder.json`` and
-    every ``metrics.jsonl`` at or below ``run_dir``, and the sizes of the model files that the record
+    Reads ``record.json``, ``netadapt/netadapt.jsonl`` or ``knapsack/knapsack.jsonl``, ``search/trials.jsonl``,
+    ``lr_finder.json`` and every ``metrics.jsonl`` at or below ``run_dir``, and the sizes of the model files that the record
     names.
     Of a design for several budgets also the ``record.json`` of each one's folder.
     A section whose records are missing is left out. The page needs no other file and loads nothing
@@ -59,7 +60,8 @@ def write_report(run_dir: Path) -> Path:
     record = runs.read_json(record_path) if record_path.exists() else {}
     if not isinstance(record, dict):
         raise InputError(f"{record_path} is not a run's record: the JSON is not an object")
-    steps = [row for row in runs.read_jsonl(run_dir / STEPS) if isinstance(row, dict)]
+    log_path = run_dir / (ROUNDS if (run_dir / ROUNDS).exists() else STEPS)
+    steps = [row for row in runs.read_jsonl(log_path) if isinstance(row, dict)]
     metrics, log = _metrics(run_dir), trials.read_log(run_dir)
     sweep = runs.read_json(run_dir / SWEEP) if (run_dir / SWEEP).exists() else None
     if not (record or steps or metrics or log.trials or sweep):
@@ -147,6 +149,7 @@ def _content(
         **_network({} if designs else record),
         "steps_header": tables.steps_header(score.name),
         "steps": tables.steps(steps),
+        "shrinking": tables.shrinking(steps),
         **_layers(record),
         **_training(record, metrics),
         **_classes(record),

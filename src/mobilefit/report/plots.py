@@ -31,13 +31,13 @@ def frontier_figure(
 
     Above: every network of ``record["results"]``, trained alike and measured on the test set; small
     dots are single seeds, the large mark their mean, the bars the sample standard deviation. Below:
-    NetAdapt's accepted ``steps`` with their short-term accuracy, which is another quantity (few
+    the accepted ``steps`` of NetAdapt or the knapsack with their short-term accuracy, which is another quantity (few
     training steps, held-out images), hence its own axis. The accuracy above is int8's where any
     is recorded, else float32's, and the axis says which.
 
     Args:
         record: the content of ``record.json``.
-        steps: the rows of ``netadapt.jsonl``; may be empty.
+        steps: the rows of ``netadapt.jsonl`` or ``knapsack.jsonl``; may be empty.
         designs: of several budgets the record of each, by the name that its labels begin with: a line
             joins the exported networks, which alone are named.
     """
@@ -49,7 +49,7 @@ def frontier_figure(
         axes = figure.subplots(2 if short else 1, 1, sharex=True, squeeze=False, gridspec_kw=ratios)
         marks = _draw_results(axes[0, 0], record, exported(designs))
         if short:
-            _draw_steps(axes[1, 0], short, measure(record).name)
+            _draw_steps(axes[1, 0], short, tables.shrinking(steps), measure(record).name)
         numbers = [units.number(one.get("budget_ms")) for one in (record, *designs.values())]
         budgets = [number for number in numbers if number is not None]
         for axis in axes[:, 0]:
@@ -138,11 +138,11 @@ def _draw_lines(axis: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) 
             axis.plot(*zip(*sorted(points)), color=COLOURS[colour], lw=1, ls=style, zorder=1)
 
 
-def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]], score: str) -> None:
+def _draw_steps(axis: Axes, points: Sequence[tuple[float, float]], method: str, score: str) -> None:
     x, y = zip(*points)
     axis.plot(x, y, color=COLOURS["steps"], lw=1, marker="o", markersize=3.5, alpha=0.85)
     axis.margins(0.14)
-    axis.set_title(f"NetAdapt's accepted steps, short-term {score}")
+    axis.set_title(f"{method}'s accepted steps, short-term {score}")
     axis.set_ylabel(f"{score} (%)")
 
 

@@ -10,7 +10,7 @@ from mobilefit.report.measures import Measure, Row
 
 ORIGINS = {
     "family": "family", "head": "family, narrower head", "width": "width multiplier", "shrunk": "NetAdapt",
-    "searched": "search",
+    "knapsack": "knapsack", "searched": "search",
 }  # fmt: skip
 
 
@@ -39,18 +39,24 @@ def rungs(record: Row, measure: Measure, prefix: str = "") -> list[RungTable]:
     """
     with_candidates = [rung for rung in record.get("race") or () if rung.get("standings")]
     return [
-        _table(rung, measure, prefix, last=rung is with_candidates[-1]) for rung in with_candidates
+        _table(rung, measure, prefix, last=rung is with_candidates[-1], shrink=_shrink(record))
+        for rung in with_candidates
     ]
 
 
-def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable:
+def _shrink(record: Row) -> str:
+    """What shrank a network, as a key of :data:`ORIGINS`."""
+    return "knapsack" if (record.get("config") or {}).get("shrink") == "knapsack" else "shrunk"
+
+
+def _table(rung: Row, measure: Measure, prefix: str, *, last: bool, shrink: str) -> RungTable:
     standings: Sequence[Row] = rung["standings"]
     title = str(rung.get("what") or rung.get("rung") or "race")
     score = f"{measure.name}, held out"
     # Tasks without a loss of single images are ranked by 1 - score, which says nothing of its own.
     by_loss = measure.key == "val_top1"
     winner = last and sum(bool(row.get("survives")) for row in standings) == 1
-    origins = [_origin(row) for row in standings]
+    origins = [_origin(row, shrink) for row in standings]
     mixed = set(origins) != {"family"}
     header = ("candidate", *(("origin",) if mixed else ()), "latency int8", score,
               *(("loss, held out",) if by_loss else ()), "behind the best", "")  # fmt: skip
@@ -69,8 +75,9 @@ def _table(rung: Row, measure: Measure, prefix: str, *, last: bool) -> RungTable
     )  # fmt: skip
 
 
-def _origin(row: Row) -> str:
+def _origin(row: Row, shrink: str) -> str:
     origin = str(row.get("origin") or "family")
+    origin = shrink if origin == "shrunk" else origin
     name = ORIGINS.get(origin, origin)
     return f"{name}, pretrained" if row.get("pretrained") and origin in ("family", "head") else name
 

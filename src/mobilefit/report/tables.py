@@ -96,13 +96,14 @@ def kinds(record: Row) -> dict[str, str]:
     """
     taught = bool((record.get("plan") or {}).get("taught"))
     seed = "searched network" if searched(record) else "seed network"
+    config = record.get("config") or {}
     if raced(record) and (record.get("final") or {}).get("kind") != "seed":
-        teaches = taught and not (record.get("config") or {}).get("teacher")  # else the user's own does
+        teaches = taught and not config.get("teacher")  # else the user's own does
         seed = "larger network, the teacher" if teaches else "larger network"
     return {
         "reference": "the family's network",
         "seed": seed,
-        "adapted": "NetAdapt, trained",
+        "adapted": "knapsack, trained" if config.get("shrink") == "knapsack" else "NetAdapt, trained",
         "candidate": "winner of the race",
         "searched": "searched network",
         "resolution": "lower resolution, taught" if taught else "lower resolution",
@@ -294,8 +295,13 @@ def steps_header(score: str) -> tuple[str, ...]:
             "score", "loss", "proposals", "as good")  # fmt: skip
 
 
+def shrinking(rows: Sequence[Row]) -> str:
+    """What made these steps: rounds of the knapsack say how each allocation came about."""
+    return "Knapsack" if any("how" in row for row in rows) else "NetAdapt"
+
+
 def steps(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """NetAdapt's accepted steps (and the seed) as cells of :func:`steps_header`.
+    """The accepted steps of NetAdapt or the knapsack (and the seed) as cells of :func:`steps_header`.
 
     The loss is the change on the held-out images with its standard error; as good are the step's proposals that are
     within two standard errors of the best one. Logs from before these were kept have neither.
