@@ -3,6 +3,7 @@
     python -m benchmarks.netadapt channels      # gates, norms, batch norm scales and chance: two minutes
     python -m benchmarks.netadapt proposals     # spread between seeds: six minutes
     python -m benchmarks.netadapt ranking       # estimate against a longer training: a quarter of an hour
+    python -m benchmarks.netadapt knapsack --photos FOLDER --weights FILE     # beside a smaller picture: ten minutes a share
 
 MobileNetV3-Small at 48 px, trained once for ``--base-steps``. Two ways of judging a proposal are compared:
 
@@ -10,7 +11,9 @@ MobileNetV3-Small at 48 px, trained once for ``--base-steps``. Two ways of judgi
   running statistics that this leaves;
 - ``after``: channels kept by gates, fine-tuned on the same batches as every proposal, judged with statistics of its own.
 
-Proposals are cuts of multiply-adds, so that nothing is timed. Every measurement is a row of a ``.jsonl`` file in
+Proposals are cuts of multiply-adds, so that nothing is timed. ``knapsack`` alone is about another network: one that was
+trained on photos (``--weights``, of ``mobilefit train``), shrunk by ``adapt --method knapsack`` to shares of its measured
+latency, beside itself at the smaller input that is as fast, tuned for as many steps. Every measurement is a row of a ``.jsonl`` file in
 ``results/netadapt``, written as soon as it is made: an interrupted run goes on.
 """
 
@@ -23,6 +26,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +36,11 @@ import torch
 from benchmarks.common import ROOT, header
 from mobilefit import spec
 from mobilefit.adapt import (
+    KNAPSACK_LOG,
     ChannelImportance,
     Group,
     Judgement,
+    KnapsackSettings,
     Proposal,
     Tools,
     bn_scales,
@@ -42,14 +48,20 @@ from mobilefit.adapt import (
     groups,
     propose,
     short_term,
+    shrink_by_knapsack,
     tools_for,
     transfer,
 )
 from mobilefit.arch import NetSpec
-from mobilefit.data import ClassificationData, load
-from mobilefit.nn import Network, build, load_network, save_weights
+from mobilefit.data import ClassificationData, Preset, load
+from mobilefit.errors import InputError
+from mobilefit.jobs import lab, pretrained
+from mobilefit.nn import Network, build, copy_weights, load_network, save_weights
+from mobilefit.pipeline import candidates
+from mobilefit.progress import Voice
 from mobilefit.runs import append_jsonl, read_jsonl, write_atomic
 from mobilefit.train import evaluate, fit, recipe
+from mobilefit.train.statistics import paired
 
 Row = dict[str, Any]
 
@@ -81,10 +93,15 @@ class Bench:
         self.out.mkdir(parents=True, exist_ok=True)
         self.log = self.out / f"{options.part}.jsonl"
         self.rows = read_jsonl(self.log)
-        self.data: ClassificationData = load("fashion-mnist", seed=0, holdout=0.1)
+        self.data: ClassificationData = load(options.photos or "fashion-mnist", seed=0, holdout=0.1)
         self.held = self.data.holdout.subset(np.arange(min(HELD, len(self.data.holdout))))
-        self.preset = self.data.preset(RESOLUTION)
-        self.network = self._base()
+        self.preset, self.recipe = self.data.preset(RESOLUTION), RECIPE
+        if options.weights is None:
+            self.network = self._base()
+        else:
+            opened = pretrained.opened(options.weights)
+            self.network, self.preset = opened.network, opened.preset(self.data)
+            self.recipe = lab.recipe_for(None, "pretrained", self.data)
         self.tools = self._tools(options.steps)
 
     def _base(self) -> Network:
@@ -99,9 +116,13 @@ class Bench:
         return load_network(path)
 
     def _tools(self, steps: int) -> Tools:
+        return self.tools_at(self.preset, steps, madds)
+
+    def tools_at(self, preset: Preset, steps: int, latency: Callable[[NetSpec], float]) -> Tools:
+        """Tools for networks with such an input."""
         return tools_for(
-            self.data.train, self.held, preset=self.preset, recipe=RECIPE, steps=steps, latency=madds,
-            confirm=lambda network: madds(network.spec),
+            self.data.train, self.held, preset=preset, recipe=self.recipe, steps=steps, latency=latency,
+            confirm=lambda network: latency(network.spec),
         )  # fmt: skip
 
     def measured(self, key: Row, measure: Callable[[], Row]) -> Row:
@@ -309,11 +330,73 @@ def by_chance(network: Network, seed: int) -> ChannelImportance:
     return importance
 
 
-PARTS: dict[str, Callable[[Bench], Iterator[str]]] = {"proposals": proposals, "ranking": ranking, "channels": channels}
+# ---- (d) the knapsack
+
+
+def knapsack(bench: Bench) -> Iterator[str]:
+    """The knapsack at shares of the network's latency, beside the network at the largest input that is as fast."""
+    if bench.options.photos is None or bench.options.weights is None:
+        raise InputError("the part knapsack needs --photos and --weights")
+    runs, net_spec, steps = bench.options.runs, bench.network.spec, bench.options.steps
+    runs.mkdir(parents=True, exist_ok=True)
+    table = lab.OpenTable(runs / lab.TABLE, None).fitted(net_spec, Voice(quiet=False))
+    start_ms = table.predict(net_spec)
+    tools = bench.tools_at(bench.preset, steps, table.predict)
+    by_size = {size: table.predict(net_spec.resolution(size)) for size in candidates.SIZES if size < net_spec.input_size}
+    yield "| network | latency | without tuning: top-1 | loss | rounds | steps | top-1 | loss | loss above the smaller input's |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for share in bench.options.shares:
+        out = runs / f"knapsack-{share}"
+        shrunk = bench.measured({"share": share, "what": "knapsack"}, lambda s=share, o=out: _shrunk(bench, tools, o, s * start_ms / 100))
+        size = max((size for size, ms in by_size.items() if ms <= shrunk["latency_ms"]), default=min(by_size))
+        smaller = bench.measured(
+            {"share": share, "what": f"{size} px"}, lambda z=size, r=shrunk["rounds"], o=out: _smaller(bench, table.predict, z, r, o)
+        )
+        own, other = (np.load(out / f"{row['what'].replace(' ', '_')}.npy") for row in (shrunk, smaller))
+        for row, against in ((shrunk, str(paired(own, other))), (smaller, "")):
+            cells = " | ".join(f"{row[f'{when}_accuracy']:.1%} | {row[f'{when}_loss']:.3f}" for when in ("untuned", "tuned"))
+            untuned, tuned = cells.split(" | ")[:2], cells.split(" | ")[2:]
+            yield (f"| {row['what']} | {row['latency_ms'] / start_ms:.3f} | {' | '.join(untuned)} | {shrunk['rounds']} | "
+                   f"{shrunk['rounds'] * steps} | {' | '.join(tuned)} | {against} |")  # fmt: skip
+
+
+def _shrunk(bench: Bench, tools: Tools, out: Path, target_ms: float) -> Row:
+    settings = KnapsackSettings(target_ms=target_ms, margin=lab.MARGIN, cut=bench.options.cut)
+    result = shrink_by_knapsack(bench.network, settings, tools, out, say=lambda line: print(line, file=sys.stderr))
+    judgement = tools.judge(lab.last_step(out, bench.network))
+    np.save(out / "knapsack.npy", judgement.losses)
+    last = read_jsonl(out / KNAPSACK_LOG)[-1]
+    return {
+        "rounds": result.steps, "latency_ms": result.latency_ms, "untuned_accuracy": last["untuned"],
+        "untuned_loss": last["untuned_loss"], "tuned_accuracy": judgement.score,
+        "tuned_loss": float(judgement.losses.mean()), "spec": result.spec.to_dict(),
+    }  # fmt: skip
+
+
+def _smaller(bench: Bench, latency: Callable[[NetSpec], float], size: int, rounds: int, out: Path) -> Row:
+    """The network at another input size, with its own weights, tuned like the shrunk one."""
+    network = copy_weights(bench.network, bench.network.spec.resolution(size))
+    tools = bench.tools_at(replace(bench.preset, resolution=size), bench.options.steps, latency)
+    before = tools.judge(network)
+    for step in range(1, rounds + 1):
+        tools.tune(network, 1000 * step)  # as a round's
+    after = tools.judge(network)
+    np.save(out / f"{size}_px.npy", after.losses)
+    return {
+        "latency_ms": latency(network.spec), "untuned_accuracy": before.score, "untuned_loss": float(before.losses.mean()),
+        "tuned_accuracy": after.score, "tuned_loss": float(after.losses.mean()),
+    }  # fmt: skip
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[str]]] = {
+    "proposals": proposals, "ranking": ranking, "channels": channels,
+    "knapsack": knapsack,
+}
 TITLES = {
     "proposals": "The spread of a proposal's estimate between seeds",
     "ranking": "The estimate against a longer training",
     "channels": "Which channels stay: groups at half their width, nothing tuned",
+    "knapsack": "The knapsack beside a smaller input",
 }  # fmt: skip
 
 
@@ -326,20 +409,28 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--long-steps", type=int, default=300, help="ranking: of the longer training")
     parser.add_argument("--count", type=int, default=20, help="ranking: proposals")
     parser.add_argument("--seeds", type=int, default=6, help="proposals: seeds")
+    parser.add_argument("--photos", help="knapsack: a folder of photos")
+    parser.add_argument("--weights", type=Path, help="knapsack: a network trained on them")
+    parser.add_argument("--shares", type=int, nargs="+", default=[75, 55], help="knapsack: per cent of its latency")
+    parser.add_argument("--cut", type=float, default=0.3, help="knapsack: most of a round")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "netadapt")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "netadapt", help="where the trained network is kept")
     options = parser.parse_args(words)
     bench = Bench(options)
     lines = list(PARTS[options.part](bench))
     start = evaluate(bench.network, bench.held, bench.preset).top1
+    base_of = f"MobileNetV3-Small at {RESOLUTION} px on Fashion-MNIST, {options.base_steps} steps of recipe {RECIPE.name}"
+    if options.weights is not None:
+        base_of = f"{bench.network.spec.name} at {lab.pixels(bench.network.spec)} on {len(bench.data.train):,} photos"
     base = header(
-        f"MobileNetV3-Small at {RESOLUTION} px on Fashion-MNIST, {options.base_steps} steps of recipe {RECIPE.name}; "
-        f"proposals tuned for {options.steps} steps of {RECIPE.batch_size} images, judged on {len(bench.held):,} held-out images"
+        f"{base_of}; tuned for {options.steps} steps of {bench.recipe.batch_size} images, judged on {len(bench.held):,} held-out images"
     )
     usual = parser.parse_args([options.part])
     changed = {name: value for name, value in vars(options).items() if value != getattr(usual, name)}
+    if options.part == "knapsack":
+        changed |= {"photos": "FOLDER", "weights": "FILE"}
     shown = " ".join([f"python -m benchmarks.netadapt {options.part}", *(
-        f"--{name.replace('_', '-')} {value}" for name, value in changed.items() if not isinstance(value, Path)
+        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in changed.items() if not isinstance(value, Path)
     )])  # fmt: skip
     text = [f"# {TITLES[options.part]}", "", f"`{shown}`", "", base["protocol"] + ".",
             f"Before anything is cut: {start:.2%}. {base['device']}, {base['machine']['date']}.", "", *lines]  # fmt: skip
