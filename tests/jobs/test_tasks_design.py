@@ -72,6 +72,11 @@ def test_the_whole_chain_ends_in_files_within_the_budget(
     score = "map50" if task == "detect" else "miou"
     assert 0 <= final[score] == final["accuracy_int8"]
     assert {row["kind"] for row in record["results"]} == {"seed", "adapted", "resolution", "width"}
+    compared = {row["kind"]: row for row in record["verdict"]["against"]}
+    assert set(compared) == {"resolution", "width"} - {record["verdict"]["kind"]}
+    for kind, row in compared.items():
+        (other,) = (entry["accuracy_int8"] for entry in record["results"] if entry["kind"] == kind)
+        assert row["points"] == pytest.approx(100 * (final["accuracy_int8"] - other)) and row["error"] >= 0
     for name in ("model_int8.tflite", "model_float32.tflite", "model.safetensors", "report.html"):
         assert (root / "run" / name).exists()
     assert load_network(root / "run" / "model.safetensors").spec.task == task

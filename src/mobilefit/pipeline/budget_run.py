@@ -29,7 +29,7 @@ from mobilefit.pipeline.initial_weights import covers
 from mobilefit.pipeline.race import Rung, Standing, to_dict
 from mobilefit.pipeline.race_task import Entrant, FeatureProbe, Initial, ShrunkWeights
 from mobilefit.pipeline.time_budget import AdaptPlan, StagePlan
-from mobilefit.train.statistics import paired
+from mobilefit.train.statistics import Difference, bootstrapped, paired
 
 WIDEST = 150
 """Percent: the largest width multiplier that is compared with."""
@@ -588,17 +588,23 @@ class BudgetRun:
                 for j, second in enumerate(evaluations)
                 if entries[j].kind == kind and entries[j].seed == entries[i].seed
             ]  # fmt: skip
-            if kind == own.kind or not pairs or not hasattr(pairs[0][0], "predictions"):
+            if kind == own.kind or not pairs:
                 continue
-            labels = self.data.test.labels
-            right = [np.stack([e.predictions == labels for e in side]) for side in zip(*pairs)]
-            difference = paired(*(side.astype(np.float64) for side in right))
+            difference = self.difference(pairs)
             label = next(e.label for e in entries if e.kind == kind)
             against.append({
                 "kind": kind, "label": label, "points": 100 * difference.mean, "error": 100 * difference.error,
                 "seeds": len(pairs),
             })  # fmt: skip
         return {"kind": own.kind, "label": own.label, "against": against, "left_out": self.left_out}
+
+    def difference(self, pairs: Sequence[tuple[Any, Any]]) -> Difference:
+        """The score of the first evaluations above that of the second, by image of the test set."""
+        test = self.data.test
+        if self.task.task != "classify":
+            return bootstrapped([(a.outcomes(test), b.outcomes(test)) for a, b in pairs], len(test))
+        right = [np.stack([e.predictions == test.labels for e in side]) for side in zip(*pairs)]
+        return paired(*(side.astype(np.float64) for side in right))
 
     def layers(self, before: NetSpec, after: NetSpec) -> dict[str, Any] | None:
         """Milliseconds of each block before and after, where a latency table was made."""

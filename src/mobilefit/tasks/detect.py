@@ -21,7 +21,7 @@ from mobilefit.data.scenes import SceneFeed, scene_batches
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
 from mobilefit.nn.boxes import Detections, detections, detector_head, match, spec_anchors, ssd_loss
-from mobilefit.tasks.metrics import DetectionMetric, DetectionScore
+from mobilefit.tasks.metrics import DetectionMetric, DetectionOutcomes, DetectionScore
 from mobilefit.train.evaluate import evaluating
 from mobilefit.train.loss import Teacher
 from mobilefit.train.ranks import gathered
@@ -68,6 +68,10 @@ class DetectionEvaluation:
     def row(self) -> dict[str, float]:
         """What the history of a training keeps of it."""
         return self.score.row()
+
+    def outcomes(self, images: DetectionSet) -> DetectionOutcomes:
+        """The detections beside the boxes of the set that was evaluated, by image."""
+        return _metric(dict(enumerate(self.found)), images).outcomes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +176,15 @@ def _with_size(image: Any, truth: Boxes, preset: Preset) -> tuple[Any, tuple[int
 
 def judged(found: Mapping[int, Found], images: DetectionSet) -> DetectionEvaluation:
     """Detections against the boxes of a set."""
+    return DetectionEvaluation(score=_metric(found, images).result(), found=tuple(found.values()))
+
+
+def _metric(found: Mapping[int, Found], images: DetectionSet) -> DetectionMetric:
     metric = DetectionMetric(images.classes)
     for place, one in found.items():
         truth = images.truth(place)
         metric.add(one.boxes, one.scores, one.labels, truth.boxes, truth.labels, truth.crowd, one.size)
-    return DetectionEvaluation(score=metric.result(), found=tuple(found.values()))
+    return metric
 
 
 def no_mixing(task: str, recipe: Recipe) -> None:

@@ -28,7 +28,12 @@ from mobilefit.data.segmentation_augment import (
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
 from mobilefit.tasks.detect import no_mixing
-from mobilefit.tasks.metrics import SegmentationMetric, SegmentationScore, labels_of
+from mobilefit.tasks.metrics import (
+    SegmentationMetric,
+    SegmentationOutcomes,
+    SegmentationScore,
+    labels_of,
+)
 from mobilefit.train.evaluate import evaluating
 from mobilefit.train.loss import Teacher
 from mobilefit.train.ranks import gathered
@@ -53,6 +58,10 @@ class SegmentationEvaluation:
     def row(self) -> dict[str, float]:
         """What the history of a training keeps of it."""
         return self.score.row()
+
+    def outcomes(self, images: SegmentationSet) -> SegmentationOutcomes:
+        """Right and wrong pixels of the set that was evaluated, by image."""
+        return SegmentationOutcomes(pixels=self.score.image_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
