@@ -43,8 +43,8 @@ class CrossEntropy:
     def prepared(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
         return images, targets
 
-    def count(self, targets: Tensor) -> int:
-        return len(targets)
+    def counts(self, targets: Tensor) -> tuple[int]:
+        return (len(targets),)
 
     def __call__(self, outputs: Any, targets: Any, images: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="sum")

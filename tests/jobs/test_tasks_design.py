@@ -72,6 +72,12 @@ def test_the_whole_chain_ends_in_files_within_the_budget(
     score = "map50" if task == "detect" else "miou"
     assert 0 <= final[score] == final["accuracy_int8"]
     assert {row["kind"] for row in record["results"]} == {"seed", "adapted", "resolution", "width"}
+    assert record["plan"]["taught"]
+    compared = {row["kind"]: row for row in record["verdict"]["against"]}
+    assert set(compared) == {"resolution", "width"} - {record["verdict"]["kind"]}
+    for kind, row in compared.items():
+        (other,) = (entry["accuracy_int8"] for entry in record["results"] if entry["kind"] == kind)
+        assert row["points"] == pytest.approx(100 * (final["accuracy_int8"] - other)) and row["error"] >= 0
     for name in ("model_int8.tflite", "model_float32.tflite", "model.safetensors", "report.html"):
         assert (root / "run" / name).exists()
     assert load_network(root / "run" / "model.safetensors").spec.task == task
@@ -101,6 +107,7 @@ def test_a_budget_under_the_floor_is_told_with_the_floor(task: str, root: Path, 
         ({"recipe": "fast"}, "recipe 'fast' is for --task classify, not for detect"),
         ({"ignore_label": 3}, "--ignore-label is for masks"),
         ({"seed_network": "lraspp_mobilenet_v2"}, "'lraspp_mobilenet_v2' is for --task segment"),
+        ({"teacher": "nowhere.safetensors"}, "nowhere.safetensors"),
     ],
 )
 def test_bad_options_are_one_line(

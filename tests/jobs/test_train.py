@@ -101,13 +101,13 @@ def teacher(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def watched_teachers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the images that are shown to teachers at their own resolution."""
     shapes: list[tuple[int, ...]] = []
-    logits = SoftTargets.logits
+    outputs = SoftTargets.outputs
 
-    def spying(self: SoftTargets, images: torch.Tensor) -> torch.Tensor:
+    def spying(self: SoftTargets, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shapes.append(tuple(images.shape))
-        return logits(self, images)
+        return outputs(self, images)
 
-    monkeypatch.setattr(SoftTargets, "logits", spying)
+    monkeypatch.setattr(SoftTargets, "outputs", spying)
     return shapes
 
 
@@ -142,16 +142,16 @@ def test_a_teacher_of_mixed_images_sees_the_students(
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])
-@pytest.mark.parametrize("option", ["--teacher", "--distillation"])
-def test_distillation_of_a_detector_or_segmenter_is_refused_before_its_images_are_read(
+@pytest.mark.parametrize("option", ["--teacher-cache", "--teacher-resolution"])
+def test_what_a_classifiers_teacher_alone_has_is_refused_before_the_images_are_read(
     task: str, option: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: REFUSED
 ) -> None:
     def read_images(*_: Any) -> None:
         raise AssertionError("the images were read first")
 
     monkeypatch.setattr(type(KINDS[task]), "load", read_images)
-    value = "nowhere.safetensors" if option == "--teacher" else "0.5"
-    message = refused(*words(world, tmp_path / "run", "--task", task, option, value))
+    more = ("--task", task, "--teacher", "nowhere.safetensors", option, "64")
+    message = refused(*words(world, tmp_path / "run", *more))
     assert message == f"{option} is for classification, not for --task {task}; leave {option} out"
     assert not (tmp_path / "run").exists()
 

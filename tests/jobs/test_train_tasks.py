@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tasks.scenes import BACKBONE, write_masks, write_voc
+from tasks.scenes import BACKBONE, detector_network, segmenter_network, write_masks, write_voc
 
 from mobilefit.arch import detector
-from mobilefit.nn import build, load_network, save_weights
+from mobilefit.data import Preset
+from mobilefit.nn import build, copy_weights, load_network, save_weights
 from mobilefit.runs import read_json, read_jsonl
+from mobilefit.train import SoftTargets
 
 from .small import run
 
@@ -102,6 +104,51 @@ def test_a_network_that_is_named_says_the_task(tmp_path: Path) -> None:
     assert run("train", tmp_path / "data", "--model", tmp_path / "ssd.json", "--steps", "2", "--resolution", "64",
                "--columns", "96", "--out", tmp_path / "run", "--quiet") == 0  # fmt: skip
     assert load_network(tmp_path / "run" / "model.safetensors").spec.image_shape == (64, 96)
+
+
+def teacher_file(task: str, path: Path, classes: tuple[str, ...] | None = None, **options: Any) -> Path:
+    """Another network for 96 pixels, not trained, in a file as a training writes it."""
+    net = (detector_network if task == "detect" else segmenter_network)(seed=7, **options)
+    preset = Preset(resolution=96, fit="stretch").to_dict()
+    save_weights(copy_weights(net, net.spec.resolution(96)), path, preset=preset, classes=classes)
+    return path
+
+
+def test_a_network_is_taught_at_the_teachers_resolution(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(task, tmp_path)
+    shapes, outputs = [], SoftTargets.outputs
+
+    def watched(self: SoftTargets, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shapes.append(tuple(images.shape))
+        return outputs(self, images)
+
+    monkeypatch.setattr(SoftTargets, "outputs", watched)
+    teacher = teacher_file(task, tmp_path / "teacher.safetensors")
+    assert run(*words(task, tmp_path, tmp_path / "run", "--teacher", teacher, "--temperature", 2)) == 0
+    assert shapes == [(8, 3, 96, 96)] * 4
+    record = read_json(tmp_path / "run" / "record.json")
+    assert record["recipe"]["distillation"] == 0.5 and record["training"]["teacher"] == str(teacher)
+
+
+def test_a_teacher_that_cannot_teach_is_one_line(task: str, tmp_path: Path, refused: Refused) -> None:
+    written(task, tmp_path)
+    other = "segment" if task == "detect" else "detect"
+
+    def said(teacher: object) -> str:
+        return refused(*words(task, tmp_path, tmp_path / "run", "--teacher", teacher))
+
+    path = tmp_path / "teacher.safetensors"
+    assert f"is for --task {other}, the network for {task}" in said(teacher_file(other, path))
+    assert "the teacher tells 5 classes apart" in said(teacher_file(task, path, num_classes=5))
+    others = ("cat", "dog", "cow")[: 2 if task == "detect" else 3]
+    assert "was trained on other classes (cat, dog" in said(teacher_file(task, path, classes=others))
+    assert "nowhere.safetensors" in said("nowhere.safetensors")
+    for foreign in ("timm:mobilenetv3_small_100", "teacher.pt2"):
+        assert f"{foreign} cannot teach for --task {task}; give a file that mobilefit train wrote" in said(foreign)
+    if task == "detect":
+        assert "torchvision anchors" in said(teacher_file(task, path, anchors="torchvision"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou, nms
 
-from mobilefit.arch import SSDLiteHead, spec
+from mobilefit.arch import SSDLiteHead, detector, spec
 from mobilefit.errors import InputError
 from mobilefit.nn import boxes
 from mobilefit.nn.boxes import CROWD, NOTHING, Losses
@@ -306,6 +307,79 @@ def test_a_loss_of_half_precision_is_summed_in_full(anchors: Tensor) -> None:
     assert found.mean.dtype == torch.float32
     whole = boxes.ssd_loss(encodings, logits, truth, labels, anchors, "sigmoid")
     assert float(found.mean) == pytest.approx(float(whole.mean), rel=1e-2)
+
+
+# ---- a teacher's anchors
+
+
+@pytest.mark.parametrize("kind", ["tf", "torchvision"])
+@pytest.mark.parametrize(("own", "theirs"), [((128, 128), (192, 192)), ((96, 160), (160, 224)), ((96, 96), (96, 96))])
+def test_the_nearest_anchor_of_the_same_map_and_shape(kind: Any, own: tuple[int, int], theirs: tuple[int, int]) -> None:
+    made = detector(spec("mobilenet_v3_small"), num_classes=2, anchors=kind)
+    small, large = made.resolution(*own), made.resolution(*theirs)
+    nearest = boxes.nearest_anchors(small, large)
+    ours, others = boxes.spec_anchors(small), boxes.spec_anchors(large)
+    first, second = 0, 0
+    for own_map, their_map, count in zip(
+        boxes.map_sizes(small), boxes.map_sizes(large), boxes.detector_head(small).per_map, strict=True
+    ):
+        ends = first + math.prod(own_map) * count, second + math.prod(their_map) * count
+        for place in range(count):
+            mine, its = torch.arange(first + place, ends[0], count), torch.arange(second + place, ends[1], count)
+            assert set(nearest[mine].tolist()) <= set(its.tolist())
+            distances = torch.linalg.norm(ours[mine, None, :2] - others[its, :2], dim=2)
+            chosen = torch.linalg.norm(ours[mine, :2] - others[nearest[mine], :2], dim=1)
+            torch.testing.assert_close(chosen, distances.min(1).values)
+        first, second = ends
+    assert (first, second) == (len(ours), len(others)) and len(nearest) == len(ours)
+    if own == theirs:
+        assert nearest.equal(torch.arange(len(ours)))
+
+
+def test_boxes_seen_from_other_anchors_are_the_same_boxes() -> None:
+    random = torch.Generator().manual_seed(1)
+    anchors, others = (torch.rand(50, 4, generator=random) + 0.1 for _ in range(2))
+    encodings = torch.randn(3, 50, 4, generator=random)
+    moved = boxes.reencode(encodings, anchors, others)
+    torch.testing.assert_close(boxes.decode(moved, others), boxes.decode(encodings, anchors))
+    anchor, other = torch.tensor([[0.5, 0.5, 0.2, 0.4]]), torch.tensor([[0.4, 0.5, 0.4, 0.4]])
+    # A quarter of the other's width to the right of it, and half as wide: 10 / 4, 5 * log(1 / 2).
+    expected = torch.tensor([[[2.5, 0.0, 5 * math.log(0.5), 0.0]]])
+    torch.testing.assert_close(boxes.reencode(torch.zeros(1, 1, 4), anchor, other), expected)
+
+
+BOX = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]])
+"""Smooth L1 from 0: 0.5 + 0.125."""
+
+
+def soft_loss(own: list[float], theirs: list[float], scoring: Any, **options: float) -> float:
+    logits, teacher = torch.tensor([[own]]), torch.tensor([[theirs]])
+    return float(boxes.soft_ssd_loss(torch.zeros(1, 1, 4), logits, BOX, teacher, scoring, **options))
+
+
+def test_the_loss_of_a_teachers_answer_by_hand() -> None:
+    # Sigmoid: 0.5 where the teacher says 0.75. Cross-entropy log 2, distance 0.25; the teacher's box counts 0.75.
+    classes, box = math.log(2) * 0.25**2, 0.75 * 0.625
+    assert soft_loss([9.0, 0.0], [-9.0, math.log(3)], "sigmoid") == pytest.approx(classes + box / 4)
+    # At twice the logits and a temperature of 2 the same, times 2²; the teacher is as sure as it is: 0.9.
+    twice = soft_loss([9.0, 0.0], [-9.0, 2 * math.log(3)], "sigmoid", temperature=2.0)
+    assert twice == pytest.approx(4 * classes + 0.9 * 0.625 / 4)
+    # Softmax: thirds where the teacher says 1/4, 1/2, 1/4. Cross-entropy log 3, distance (1/12 + 1/6 + 1/12) / 2.
+    three = soft_loss([0.0, 0.0, 0.0], [0.0, math.log(2), 0.0], "softmax")
+    assert three == pytest.approx(math.log(3) / 36 + 0.5 * 0.625)
+
+
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
+def test_an_anchor_that_agrees_with_the_teacher_has_nothing_to_learn(scoring: Any) -> None:
+    random = torch.Generator().manual_seed(2)
+    encodings, theirs = torch.randn(1, 2, 4, generator=random), torch.randn(1, 2, 4, generator=random)
+    own = theirs.clone()
+    own[0, 1] += torch.tensor([0.0, 2.0, -1.0, 0.0])
+    own.requires_grad_()
+    boxes.soft_ssd_loss(encodings, own, encodings, theirs, scoring).backward()
+    assert own.grad is not None
+    agrees, disagrees = own.grad[0].abs().amax(1).tolist()
+    assert agrees < 1e-6 and disagrees > 0.01
 
 
 # ---- detections

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tasks.scenes import boxes_data, detector_network, masks_data, segmenter_network
 from weights import randomized
 
 from mobilefit import adapt
@@ -132,6 +133,31 @@ def test_a_narrower_network_begins_with_the_larger_ones_channels_that_matter_mos
     assert torch.equal(after[name], before[name][best])
     by_norm = adapt.filter_norms(larger)("blocks.0.expand").argsort(descending=True)[:32].sort().values
     assert not torch.equal(best, by_norm)
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_a_detector_or_segmenter_begins_as_the_larger_one_head_included(task: str, tmp_path: Path) -> None:
+    make, load = (detector_network, boxes_data) if task == "detect" else (segmenter_network, masks_data)
+    larger, data = randomized(make()), load(tmp_path / "data")
+    assert isinstance(larger, Network)
+    preset = replace(LARGER_PRESET, fit="stretch")
+    weights = InitialWeights(
+        task=KINDS[task], data=data, larger=larger, larger_preset=preset,  # type: ignore[index]
+        recipe=replace(RECIPES[task], batch_size=4),
+    )  # fmt: skip
+    network, seen_as = weights.network(larger.spec.resolution(48), "a source that is never looked at", 0)
+    assert network.spec.image_shape == seen_as.shape == (48, 48) and seen_as.mean == LARGER_PRESET.mean
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, larger.state_dict()[name]), name
+    narrower, _ = weights.network(larger.spec.width(0.5), None, 0)
+    before, after = larger.state_dict(), narrower.state_dict()
+    bias = next(name for name in after if name.startswith("head.") and name.endswith((".predict.bias", "high.bias")))
+    assert torch.equal(after[bias], before[bias])  # of every class
+    wide, narrow = (
+        {tuple(kernel.flatten().tolist()) for kernel in state["backbone.blocks.3.depthwise.conv.weight"]}
+        for state in (before, after)
+    )
+    assert narrow < wide
 
 
 def test_a_reduced_head_begins_with_the_whole_networks_weights(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def teacher(data: Any, tmp_path_factory: pytest.TempPathFactory) -> TeacherFile:
     save_weights(network, folder / "teacher.safetensors", preset=preset.to_dict(), classes=data.classes)
     return TeacherFile(
         source=str(folder / "teacher.safetensors"), preset=preset, classes=tuple(data.classes), quiet=True,
-        cache=folder / "answers",
+        cache=folder / "answers", spec=spec,
     )  # fmt: skip
 
 

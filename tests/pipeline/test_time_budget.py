@@ -31,6 +31,7 @@ from mobilefit.pipeline.time_budget import (
     netadapt,
     race_rung,
     training_madds,
+    with_answers,
 )
 from mobilefit.train import RECIPES
 
@@ -248,6 +249,13 @@ def test_a_taught_training_mixes_no_images() -> None:
     taught = distilled(mixing, 0.5)
     assert (taught.distillation, taught.mixup, taught.cutmix) == (0.5, 0.0, 0.0)
     assert taught.lr == mixing.lr and taught.epochs == mixing.epochs
+
+
+def test_a_teacher_that_answers_at_each_step_takes_time() -> None:
+    """Three tenths of a step of its own: at twice the side, 4 times the multiply-adds."""
+    small, recipe = FAMILY["mobilenet_v2"].resolution(96), replace(RECIPES["finetune"], train_scale=1.0)
+    assert with_answers(small, small, recipe) == pytest.approx(1.3, abs=1e-6)
+    assert with_answers(small, small.resolution(192), recipe) == pytest.approx(1 + 0.3 * 4**0.8, rel=0.02)
 
 
 @pytest.mark.parametrize(

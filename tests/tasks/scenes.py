@@ -97,7 +97,7 @@ def masks_data(root: Path, **options: Any) -> SegmentationData:
 
 def detector_network(seed: int = 0, **options: Any) -> Network:
     """A tiny SSDLite for the scenes' two classes."""
-    return _built(detector(BACKBONE, num_classes=2, **options).resolution(SIDE), seed)
+    return _built(detector(BACKBONE, **{"num_classes": 2, **options}).resolution(SIDE), seed)
 
 
 def segmenter_network(seed: int = 0, **options: Any) -> Network:

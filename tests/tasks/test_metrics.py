@@ -15,6 +15,7 @@ from mobilefit.tasks.metrics import (
     DetectionMetric,
     DetectionScore,
     SegmentationMetric,
+    SegmentationOutcomes,
     labels_of,
     record_of,
 )
@@ -203,6 +204,34 @@ def test_random_boxes_score_as_with_pycocotools(seed: int) -> None:
     assert found.false.sum() == sum(false for *_, false in counts)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_images_that_count_several_times_score_as_if_they_were_there_so_often(seed: int) -> None:
+    random, classes = np.random.default_rng(seed), tuple("abcde")
+    images, metric = [drawn(random, 5) for _ in range(30)], DetectionMetric(classes)
+    for one in images:
+        metric.add(**one)
+    outcomes = metric.outcomes()
+    assert outcomes.score(np.ones(30, np.int64)) == pytest.approx(metric.result().map50, abs=1e-12)
+    weights = random.integers(0, 3, 30)
+    several = scored(*[one for one, weight in zip(images, weights) for _ in range(weight)], classes=classes)
+    # Detections of equal scores are interleaved otherwise; of distinct ones nothing differs.
+    assert outcomes.score(weights) == pytest.approx(several.map50, abs=0.01)
+    assert math.isnan(outcomes.score(np.zeros(30, np.int64)))
+
+
+def test_images_counted_by_hand() -> None:
+    metric = DetectionMetric(NAMES)
+    metric.add(**image([(0, BOX)], [(0, 0.9, FAR), (0, 0.8, BOX)]))
+    metric.add(**image([(0, BOX)], [(0, 0.95, BOX)]))
+    score = metric.outcomes().score
+    assert score(np.array([1, 0])) == pytest.approx(0.5) and score(np.array([0, 1])) == 1.0
+    assert score(np.array([0, 2])) == 1.0
+    # right, false, right: precision 1 up to half of the recalls, then 2/3
+    assert score(np.array([1, 1])) == pytest.approx((51 + 50 * 2 / 3) / 101)
+    # right, false, false, right, right: 1 up to a third, then 3/5
+    assert score(np.array([2, 1])) == pytest.approx((34 + 67 * 3 / 5) / 101)
+
+
 def test_processes_that_share_the_images_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(3)
     images = [drawn(random, 3) for _ in range(12)]
@@ -263,6 +292,10 @@ def test_pixels_are_pooled_over_the_images_not_averaged() -> None:
     found = metric.result()
     assert found.iou.tolist() == pytest.approx([4 / 10, 0.0])
     assert found.image_iou.tolist() == pytest.approx([1.0, (3 / 9 + 0) / 2])
+    assert found.image_pixels.tolist() == [[[1, 0], [1, 0], [1, 0]], [[3, 0], [3, 6], [9, 0]]]
+    score = SegmentationOutcomes(pixels=found.image_pixels).score
+    assert score(np.array([1, 1])) == found.miou and score(np.array([1, 0])) == 1.0
+    assert score(np.array([3, 1])) == pytest.approx((6 / 12 + 0) / 2)
     assert found.worst(2) == [1, 0]
 
 

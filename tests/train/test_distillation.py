@@ -341,9 +341,10 @@ def test_what_a_teacher_cannot_do(fields: dict[str, Any], message: str) -> None:
         taught(network(), Counting(), **fields)
 
 
-def test_soft_targets_are_for_classes() -> None:
-    with pytest.raises(InputError, match="soft targets are for classification"):
-        distillation_task(Segment(), soft(Counting()), shades(), PRESET, RECIPE, 0, open_fabric("cpu"))
+def test_only_the_answers_of_a_classifier_are_kept(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, distillation=0.5)
+    with pytest.raises(InputError, match="only a classifier's answers can be kept"):
+        distillation_task(Segment(), soft(Counting(), tmp_path), shades(), PRESET, recipe, 0, open_fabric("cpu"))
 
 
 def test_a_teacher_of_other_classes() -> None:

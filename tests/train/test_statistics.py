@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from mobilefit.train.statistics import Difference, paired
+from mobilefit.train.statistics import Difference, bootstrapped, paired
 
 
 def test_losses_by_hand() -> None:
@@ -83,3 +84,35 @@ def test_other_images_are_refused() -> None:
 
 def test_in_words() -> None:
     assert str(Difference(mean=0.021, error=0.0064, count=10)) == "+0.021 ± 0.0064"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A score that is a mean over the images after all."""
+
+    values: np.ndarray
+
+    def score(self, weights: np.ndarray) -> float:
+        return float(weights @ self.values / weights.sum())
+
+
+def test_the_bootstraps_error_of_a_mean_is_that_of_the_mean() -> None:
+    random = np.random.default_rng(4)
+    first, second = random.normal(1.0, 1.0, (2, 300))
+    both = random.normal(0.0, 5.0, 300)  # an image that is hard for one is hard for the other
+    found = bootstrapped([(Mean(first + both), Mean(second + both))], 300, resamples=2000)
+    expected = paired(first + both, second + both)
+    assert found.mean == pytest.approx(expected.mean) and found.count == 300
+    assert found.error == pytest.approx(expected.error, rel=0.08)
+    assert bootstrapped([(Mean(first), Mean(second))] * 2, 300, seed=1) == bootstrapped(
+        [(Mean(first), Mean(second))], 300, seed=1
+    )
+
+
+def test_several_seeds_are_averaged_before_the_images_are_drawn() -> None:
+    random = np.random.default_rng(5)
+    first, second = random.normal(0.0, 1.0, (2, 3, 200))
+    pairs = [(Mean(a), Mean(b)) for a, b in zip(first, second)]
+    found = bootstrapped(pairs, 200, resamples=2000)
+    assert found.mean == pytest.approx(paired(first, second).mean)
+    assert found.error == pytest.approx(paired(first, second).error, rel=0.08)

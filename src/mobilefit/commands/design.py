@@ -122,8 +122,6 @@ def _check(config: DesignConfig) -> None:
         task, recipe=config.recipe, height=config.resolution, width=config.columns,
         ignore=config.ignore_label,
     )  # fmt: skip
-    if config.teacher is not None and task != "classify":
-        raise InputError(f"--teacher is for classification, and this is --task {task}", "leave --teacher out")
     if config.searches and config.weights not in ((), (AUTO,), ("none",)):
         raise InputError(
             f"{config.weights[0]} are one network's weights, and a search tries many",

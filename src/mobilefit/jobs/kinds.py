@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from mobilefit import arch
 from mobilefit.arch import NetSpec, Task
 from mobilefit.data import ClassificationData, Preset, load
@@ -17,11 +19,13 @@ from mobilefit.data.detection import DetectionData, load_detection
 from mobilefit.data.segmentation import SegmentationData, load_segmentation
 from mobilefit.errors import InputError
 from mobilefit.jobs import drawn, lab, pretrained
+from mobilefit.jobs.model import network_for
+from mobilefit.nn import hub
 from mobilefit.progress import Voice
 from mobilefit.tasks.detect import Detect, DetectionEvaluation
 from mobilefit.tasks.metrics import record_of
 from mobilefit.tasks.segment import Segment, SegmentationEvaluation
-from mobilefit.train import Evaluation, Recipe, recipe
+from mobilefit.train import Evaluation, Recipe, SoftTargets, recipe
 from mobilefit.train.classify import Classify
 from mobilefit.train.task import Task as Port
 
@@ -316,6 +320,36 @@ def begun(
         )
     usual = kind.preset(data, spec)
     return pretrained.start_task(spec, weights, usual, data.classes, seed=seed, quiet=quiet)
+
+
+def scene_teacher(kind: Kind, source: str, spec: NetSpec, classes: Sequence[str]) -> SoftTargets:
+    """The teacher of a detector or segmenter; it sees images of the size that it was trained at.
+
+    Args:
+        source: a file of a network of the same task, as ``mobilefit train`` writes it.
+        spec: of the network that is taught.
+        classes: the data's.
+
+    Raises:
+        InputError: the file cannot be read, or is of another task, of other classes or of another layout of its head.
+    """
+    if hub.model(source) is not None or source.endswith(".pt2"):
+        raise InputError(f"{source} cannot teach for --task {kind.task}", "give a file that mobilefit train wrote")
+    opened = pretrained.opened(Path(source))
+    network = opened.network.eval()
+    try:
+        kind.port.soft_objective(network_for(spec, None), network, recipe(kind.task), torch.device("cpu"))
+    except InputError as error:
+        raise InputError(f"{source}: {error.message}", error.hint) from error
+    trained_classes = opened.saved.classes
+    if trained_classes is not None and trained_classes != tuple(classes):
+        raise InputError(
+            f"the teacher {source} was trained on other classes ({', '.join(trained_classes[:5])}) than the data's "
+            f"({', '.join(classes[:5])})", "train it on the data first",
+        )  # fmt: skip
+    height, width = network.spec.image_shape
+    preset = opened.saved.preset or Preset(resolution=height, width=width, fit="stretch").to_dict()
+    return SoftTargets(network=network, preset=Preset.from_dict(preset))
 
 
 def tell_left_out(data: Data, voice: Voice) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mobilefit.arch import NetSpec, SegmentationHead
 from mobilefit.data import Preset
+from mobilefit.errors import InputError
 from mobilefit.jobs.kinds import Kind
 from mobilefit.jobs.pretrained import fresh
 from mobilefit.tasks.detect import detected, judged
@@ -19,7 +20,7 @@ from mobilefit.tasks.segment import segmented
 from mobilefit.train import Recipe
 from mobilefit.train.evaluate import evaluating
 from mobilefit.train.loss import Teacher
-from mobilefit.train.task import Feed, Found, Objective
+from mobilefit.train.task import Feed, Found, Objective, SoftObjective
 
 
 class OfSimulation:
@@ -52,6 +53,11 @@ class OfSimulation:
         found = self._port.objective(self._like, train_set, recipe, teacher, device)
         return _Resized(objective=found, spec=self._spec)
 
+    def soft_objective(
+        self, net: nn.Module, teacher: nn.Module, recipe: Recipe, device: torch.device
+    ) -> SoftObjective:
+        raise InputError("the int8 simulation of a detector or segmenter takes no teacher", "leave it out")
+
     def evaluate(
         self, net: nn.Module, images: Any, preset: Preset, *, fabric: Fabric | None = None
     ) -> Found:
@@ -75,8 +81,8 @@ class _Resized:
     def prepared(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
         return self.objective.prepared(images, targets)
 
-    def count(self, targets: Any) -> int:
-        return self.objective.count(targets)
+    def counts(self, targets: Any) -> tuple[int, ...]:
+        return self.objective.counts(targets)
 
     def __call__(self, outputs: Any, targets: Any, images: Tensor) -> Tensor:
         return self.objective(resized(outputs, self.spec), targets, images)

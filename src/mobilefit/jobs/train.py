@@ -217,6 +217,8 @@ class _Job:
         config = self.config
         if config.teacher is None:
             return None
+        if self.kind.task != "classify":
+            return kinds.scene_teacher(self.kind, config.teacher, self.network.spec, self.data.classes)
         teacher = pretrained.teacher(
             config.teacher, self.preset, self.data.classes, side=config.teacher_resolution,
             quiet=self.voice.quiet,
@@ -290,18 +292,12 @@ def _check(config: TrainConfig) -> None:
     if config.tensorboard:
         tensorboard.require()
     kind = kind_of(config)
-    if kind.task != "classify" and (name := _distillation_option(config)):
-        raise InputError(f"{name} is for classification, not for --task {kind.task}", f"leave {name} out")
+    for name, value in (("--teacher-resolution", config.teacher_resolution), ("--teacher-cache", config.teacher_cache)):
+        if value is not None and kind.task != "classify":
+            raise InputError(f"{name} is for classification, not for --task {kind.task}", f"leave {name} out")
     if config.ignore_label and kind.task != "segment":
         raise InputError("--ignore-label is for masks", "leave it out, or say --task segment")
     _overridden(_named(config, kind), config)
-
-
-def _distillation_option(config: TrainConfig) -> str | None:
-    """The option that asks for distillation, ``None`` without one."""
-    if config.teacher is not None:
-        return "--teacher"
-    return "--distillation" if _changes(config).get("distillation") else None
 
 
 def _named(config: TrainConfig, kind: Kind) -> Recipe:

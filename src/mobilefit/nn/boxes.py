@@ -155,6 +155,26 @@ def corners(anchors: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
+def nearest_anchors(spec: NetSpec, other: NetSpec) -> Tensor:
+    """The place, among another detector's default boxes, of the one that is nearest to each of a detector's own.
+
+    Both predict on as many maps with the same boxes at each place: the nearest is that of the same map and the same
+    shape at the place of that map which the own one's centre is in. Its size in parts of the image is the same, where
+    the two inputs have the same form.
+
+    Returns:
+        int64 ``[A]``.
+    """
+    per_map, first, indices = detector_head(spec).per_map, 0, []
+    for own_map, other_map, count in zip(map_sizes(spec), map_sizes(other), per_map, strict=True):
+        # The centre (i + 1/2) / a is in the place floor((i + 1/2) / a * b).
+        y, x = ((2 * torch.arange(a) + 1) * b // (2 * a) for a, b in zip(own_map, other_map, strict=True))
+        cells = (y[:, None] * other_map[1] + x).flatten()
+        indices.append((first + cells[:, None] * count + torch.arange(count)).flatten())
+        first += other_map[0] * other_map[1] * count
+    return torch.cat(indices)
+
+
 # ---- what stands for a box
 
 
@@ -222,6 +242,14 @@ def _forced(index: Tensor, iou: Tensor, real: Tensor) -> Tensor:
     wanted = torch.where(real, torch.arange(none, device=index.device), none)
     first = torch.full_like(index, none).scatter_reduce_(1, iou.argmax(2), wanted, "amin")
     return torch.where(first < none, first, index)
+
+
+def reencode(encodings: Tensor, anchors: Tensor, others: Tensor) -> Tensor:
+    """The same boxes as seen from other anchors: ``[..., A, 4]``, ``[A, 4]`` and ``[A, 4]`` to ``[..., A, 4]``."""
+    weights = encodings.new_tensor(WEIGHTS)
+    scale = anchors[:, 2:] / others[:, 2:]
+    shift = (anchors[:, :2] - others[:, :2]) / others[:, 2:] * weights[:2]
+    return torch.cat([encodings[..., :2] * scale + shift, encodings[..., 2:] + scale.log() * weights[2:]], -1)
 
 
 # ---- the loss
@@ -307,6 +335,42 @@ def _hard_negatives(logits: Tensor, targets: Tensor) -> Tensor:
     place = hardness.argsort(1, descending=True).argsort(1)
     hard = negative & (place < NEGATIVES * positive.sum(1, keepdim=True))
     return (surprise * (positive | hard)).sum()
+
+
+def soft_ssd_loss(
+    encodings: Tensor, logits: Tensor, teacher_encodings: Tensor, teacher_logits: Tensor, scoring: Scoring,
+    *, temperature: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """How far a detector is from what a teacher says at the same anchors, summed over them.
+
+    Classes and boxes are both learned, as in Chen et al., 2017 ("Learning efficient object detection models with
+    knowledge distillation", sections 3.2 and 3.3). Classes: cross-entropy with the teacher's probabilities, times their
+    distance to the power of :data:`GAMMA`. That is the focal loss for soft labels (Li et al., 2020, arXiv:2006.04388,
+    equation 2): the thousands of anchors of the background on which both agree count for nothing. The distance is
+    that of each class under ``sigmoid``, and half the sum over the classes under ``softmax``. Boxes: smooth L1, as far
+    as the teacher is sure: times its highest score, as that paper weights its boxes. Classes and boxes are weighted
+    against each other as in :func:`ssd_loss`.
+
+    Args:
+        encodings, teacher_encodings: ``[n, A, 4]``.
+        logits, teacher_logits: ``[n, A, num_classes + 1]``, background first.
+        scoring: of both heads.
+        temperature: of the classes' probabilities.
+    """
+    student, teacher = logits.float() / temperature, teacher_logits.float() / temperature
+    if scoring == "sigmoid":
+        student, teacher = student[..., 1:], teacher[..., 1:].sigmoid()  # the background's logit scores nothing
+        surprise = F.binary_cross_entropy_with_logits(student, teacher, reduction="none")
+        distance = (student.sigmoid() - teacher).abs()
+    else:
+        teacher = teacher.softmax(-1)
+        surprise = -(teacher * student.log_softmax(-1)).sum(-1)
+        distance = (student.softmax(-1) - teacher).abs().sum(-1) / 2
+    classes = (surprise * distance**GAMMA).sum()
+    sure = scores(teacher_logits.float(), scoring).amax(-1, keepdim=True)
+    boxes = (sure * F.smooth_l1_loss(encodings.float(), teacher_encodings, reduction="none")).sum()
+    # A gradient of probabilities falls with the temperature's square.
+    return temperature**2 * classes + (boxes / 4 if scoring == "sigmoid" else boxes)
 
 
 # ---- the detections

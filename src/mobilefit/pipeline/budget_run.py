@@ -27,9 +27,10 @@ from mobilefit.pipeline.candidates import SIZES, Candidate, Sizes
 from mobilefit.pipeline.design_run import DesignRun, aim, budget_label
 from mobilefit.pipeline.initial_weights import covers
 from mobilefit.pipeline.race import Rung, Standing, to_dict
-from mobilefit.pipeline.race_task import Entrant, FeatureProbe, Initial, ShrunkWeights
+from mobilefit.pipeline.race_task import Entrant, FeatureProbe, Initial, ShrunkWeights, TeacherFile
 from mobilefit.pipeline.time_budget import AdaptPlan, StagePlan
-from mobilefit.train.statistics import paired
+from mobilefit.train import SoftTargets
+from mobilefit.train.statistics import Difference, bootstrapped, paired
 
 WIDEST = 150
 """Percent: the largest width multiplier that is compared with."""
@@ -135,12 +136,13 @@ class BudgetRun:
                 data=self.data, held_out=c.held_out, seed=self.config.seed,
                 initial={contender.slug: self.initial(contender, None) for contender in contenders},
             )  # fmt: skip
-            contenders = self.survivors(rung, c.rung(rung, contenders, probe))
+            contenders = self.survivors(rung, c.rung(rung, contenders, probe), None)
         if len(contenders) < 2:
             return contenders
         name = f"{self.prefix}rung_1"
+        teacher = c.soft_targets(None)
         plan = self.planned("rung_1", lambda: c.rung_plan(
-            time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders
+            time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders, teacher
         ))  # fmt: skip
         contenders = self.affordable(contenders, plan)
         if len(contenders) < 2:
@@ -150,8 +152,8 @@ class BudgetRun:
             Entrant(kind="candidate", candidate=contender, initial=self.initial(contender, None))
             for contender in contenders
         ]
-        judge = c.short_training(name, plan["steps"], entrants, c.soft_targets(None))
-        return self.survivors(rung, c.rung(rung, contenders, judge))
+        judge = c.short_training(name, plan["steps"], entrants, teacher)
+        return self.survivors(rung, c.rung(rung, contenders, judge), teacher)
 
     def affordable(self, contenders: list[T], plan: dict[str, Any]) -> list[T]:
         """The most promising ones, as many as there is time to train for long enough."""
@@ -160,11 +162,13 @@ class BudgetRun:
             self.log(f"there is time for {count} of {len(contenders)} candidates: the first ones go on")
         return contenders[:count]
 
-    def survivors(self, rung: Rung, standings: list[Standing]) -> list[Candidate]:
+    def survivors(
+        self, rung: Rung, standings: list[Standing], teacher: SoftTargets | TeacherFile | None
+    ) -> list[Candidate]:
         """Who goes on; the standings are kept for the record, and the best one's speed for the next plan."""
         for standing in reversed(standings):
             self.design.learn_speed(
-                self.design.trial_speed, standing.candidate.spec, standing.judged.images_per_second
+                self.design.trial_speed, standing.candidate.spec, standing.judged.images_per_second, teacher
             )
         self.rungs.append({"rung": rung.name, "what": rung.what, "standings": [to_dict(s) for s in standings]})
         return [standing.candidate for standing in standings if standing.survives]
@@ -204,7 +208,7 @@ class BudgetRun:
             options = networks_at.above(whole, self.aim_ms)[:1]
         seconds = c.left() * time_budget.TEACHER_SHARE
         for option_ in sorted(options, key=lambda option: -option.spec.cost().madds):
-            epochs = seconds / (c.step_seconds(option_.spec) * c.per_epoch)
+            epochs = seconds / (c.step_seconds(option_.spec, c.own_teacher) * c.per_epoch)
             if not ranked or epochs >= LEAST_TEACHER_EPOCHS or self.config.epochs is not None:
                 return {
                     "spec": option_.spec.to_dict(), "weights": option_.weights,
@@ -223,7 +227,7 @@ class BudgetRun:
             return Trained(label="searched", kind="seed", seed=self.config.seed,
                            network=load_network(Path(candidate.weights)), preset=preset)  # fmt: skip
         plan = self.design.run.stage("plan larger", lambda: c.full_plan(
-            c.left() * time_budget.TEACHER_SHARE, [c.step_seconds(candidate.spec)]
+            c.left() * time_budget.TEACHER_SHARE, [c.step_seconds(candidate.spec, c.own_teacher)]
         ).to_dict())  # fmt: skip
         self.plans["larger"] = plan
         label = "seed" if self.config.named else candidate.name
@@ -361,19 +365,19 @@ class BudgetRun:
             return entrants[0]
         c = self.design
         name = f"{self.prefix}rung_2"
+        teacher = c.soft_targets(larger)
         plan = self.planned("rung_2", lambda: c.rung_plan(
-            time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants]
+            time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants], teacher
         ))  # fmt: skip
         entrants = self.affordable(entrants, plan)
         if len(entrants) < 2:
             return entrants[0]
         by_slug = {entrant.candidate.slug: entrant for entrant in entrants}
-        teacher = c.soft_targets(larger)
         how = "untaught" if teacher is None else "taught"
         rung = Rung(name=name, survivors=1, what=f"finals ({plan['epochs']:.1f} epochs, {how})")
         judge = c.short_training(name, plan["steps"], entrants, teacher)
         standings = c.rung(rung, [e.candidate for e in entrants], judge)
-        self.survivors(rung, standings)
+        self.survivors(rung, standings, teacher)
         return by_slug[standings[0].candidate.slug]
 
     def standing(self, winner: Entrant, larger: Trained | None) -> list[Entrant]:
@@ -385,7 +389,9 @@ class BudgetRun:
         if winner.candidate.spec == full:
             return []
         kinds = [kind for kind in STANDING if kind != winner.kind]
-        most = self.stage("plan standing", lambda: self.affordable_beside(winner.candidate, len(kinds)))
+        most = self.stage("plan standing", lambda: self.affordable_beside(
+            winner.candidate, len(kinds), self.design.soft_targets(larger)
+        ))
         entrants: list[Entrant] = []
         for kind in kinds:
             if len(entrants) == most:
@@ -400,13 +406,13 @@ class BudgetRun:
             self.log(f"there is no time to train {names} beside the winner: left out (more --minutes)")
         return entrants
 
-    def affordable_beside(self, winner: Candidate, most: int) -> int:
+    def affordable_beside(self, winner: Candidate, most: int, teacher: SoftTargets | TeacherFile | None) -> int:
         """How many networks there is time to train beside the winner."""
         if self.config.epochs is not None:
             return most
         c, seeds = self.design, self.config.seeds
         return min(most, time_budget.beside(
-            self.left(), seeds * c.step_seconds(winner.spec), c.per_epoch,
+            self.left(), seeds * c.step_seconds(winner.spec, teacher), c.per_epoch,
             time_budget.export_seconds(seeds, self.budget_ms, len(self.data.test)),
         ))  # fmt: skip
 
@@ -458,12 +464,12 @@ class BudgetRun:
         """The winner and what stands beside it after full trainings, all of the same length."""
         c = self.design
         networks = len(entrants) * self.config.seeds + (larger is not None)
+        teacher = c.soft_targets(larger)
         export_ = time_budget.export_seconds(networks, self.budget_ms, len(self.data.test))
         plan = self.planned("full", lambda: c.full_plan(
-            self.left() - export_, [c.step_seconds(e.candidate.spec) for e in entrants] * self.config.seeds
+            self.left() - export_, [c.step_seconds(e.candidate.spec, teacher) for e in entrants] * self.config.seeds
         ))  # fmt: skip
         self.log(f"full trainings of {plan['epochs']:.1f} epochs, about {time_budget.duration(plan['seconds'])}")
-        teacher = c.soft_targets(larger)
         trained = []
         for seed in range(self.config.seed, self.config.seed + self.config.seeds):
             for entrant in entrants:
@@ -588,17 +594,23 @@ class BudgetRun:
                 for j, second in enumerate(evaluations)
                 if entries[j].kind == kind and entries[j].seed == entries[i].seed
             ]  # fmt: skip
-            if kind == own.kind or not pairs or not hasattr(pairs[0][0], "predictions"):
+            if kind == own.kind or not pairs:
                 continue
-            labels = self.data.test.labels
-            right = [np.stack([e.predictions == labels for e in side]) for side in zip(*pairs)]
-            difference = paired(*(side.astype(np.float64) for side in right))
+            difference = self.difference(pairs)
             label = next(e.label for e in entries if e.kind == kind)
             against.append({
                 "kind": kind, "label": label, "points": 100 * difference.mean, "error": 100 * difference.error,
                 "seeds": len(pairs),
             })  # fmt: skip
         return {"kind": own.kind, "label": own.label, "against": against, "left_out": self.left_out}
+
+    def difference(self, pairs: Sequence[tuple[Any, Any]]) -> Difference:
+        """The score of the first evaluations above that of the second, by image of the test set."""
+        test = self.data.test
+        if self.task.task != "classify":
+            return bootstrapped([(a.outcomes(test), b.outcomes(test)) for a, b in pairs], len(test))
+        right = [np.stack([e.predictions == test.labels for e in side]) for side in zip(*pairs)]
+        return paired(*(side.astype(np.float64) for side in right))
 
     def layers(self, before: NetSpec, after: NetSpec) -> dict[str, Any] | None:
         """Milliseconds of each block before and after, where a latency table was made."""

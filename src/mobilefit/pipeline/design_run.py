@@ -302,19 +302,31 @@ class DesignRun:
         """Seconds that are left of what was promised."""
         return max(0.0, 60 * self.config.minutes * (1 - time_budget.RESERVE) - self.run.elapsed)
 
-    def step_seconds(self, spec: NetSpec) -> float:
-        """About how long a training step of a network takes."""
-        return self.recipe.batch_size * self.speed.image(time_budget.training_madds(spec, self.recipe))
+    def step_seconds(
+        self, spec: NetSpec, teacher: SoftTargets | TeacherFile | None = None, speed: SpeedModel | None = None
+    ) -> float:
+        """About how long a training step of a network takes, here or at another speed."""
+        image = (speed or self.speed).image(time_budget.training_madds(spec, self.recipe))
+        return self.recipe.batch_size * image * self.with_answers(spec, teacher)
+
+    def with_answers(self, spec: NetSpec, teacher: SoftTargets | TeacherFile | None) -> float:
+        """How many times as long a step takes for a teacher's answers; 1 where these are kept, of a classifier."""
+        if teacher is None or self.task.task == "classify":
+            return 1.0
+        soft_targets = teacher.opened() if isinstance(teacher, TeacherFile) else teacher
+        assert isinstance(soft_targets.network, Network)
+        return time_budget.with_answers(spec, soft_targets.network.spec, self.recipe)
 
     @property
     def per_epoch(self) -> int:
         """Steps of a pass over the training images."""
         return time_budget.epoch_steps(len(self.data.train), self.recipe)
 
-    def rung_plan(self, epochs: float, seconds: float, candidates: Sequence[Candidate]) -> RungPlan:
+    def rung_plan(
+        self, epochs: float, seconds: float, candidates: Sequence[Candidate], teacher: SoftTargets | TeacherFile | None
+    ) -> RungPlan:
         """A rung of the race within some seconds."""
-        batch, speed = self.recipe.batch_size, self.trial_speed
-        step_seconds = [batch * speed.image(time_budget.training_madds(c.spec, self.recipe)) for c in candidates]
+        step_seconds = [self.step_seconds(c.spec, teacher, self.trial_speed) for c in candidates]
         parallel = 1 if self.pool is None else self.pool.parallel
         return time_budget.race_rung(
             epochs, seconds, step_seconds, self.per_epoch, parallel=parallel,
@@ -367,7 +379,7 @@ class DesignRun:
             folder=folder, label=label,
             teacher=teacher.opened() if isinstance(teacher, TeacherFile) else teacher,
         )  # fmt: skip
-        self.learn_speed(self.speed, network.spec, result.images_per_second)
+        self.learn_speed(self.speed, network.spec, result.images_per_second, teacher)
 
     def training_recipe(self, teacher: SoftTargets | TeacherFile | None) -> Recipe:
         """The recipe of a training with or without a teacher."""
@@ -375,10 +387,13 @@ class DesignRun:
             return replace(self.recipe, distillation=0.0)
         return time_budget.distilled(self.recipe, TEACHING)
 
-    def learn_speed(self, speed: SpeedModel, spec: NetSpec, images_per_second: float) -> None:
+    def learn_speed(
+        self, speed: SpeedModel, spec: NetSpec, images_per_second: float, teacher: SoftTargets | TeacherFile | None
+    ) -> None:
         """Update a speed from a training; 0 images per second: it had no steps left to do."""
         if images_per_second:
-            speed.learn(time_budget.training_madds(spec, self.recipe), 1 / images_per_second)
+            seconds = 1 / images_per_second / self.with_answers(spec, teacher)
+            speed.learn(time_budget.training_madds(spec, self.recipe), seconds)
 
     def rung(self, rung: Rung, candidates: Sequence[Candidate], judge: Judge) -> list[Standing]:
         """One rung of the race, here or on the workers, which then end: latencies are measured without them."""
@@ -401,24 +416,26 @@ class DesignRun:
         )  # fmt: skip
 
     def soft_targets(self, larger: Trained | None) -> SoftTargets | TeacherFile | None:
-        """Who teaches, its answers kept on disk for all that learn from them; ``None``: nobody does."""
-        if self.own_teacher is not None or larger is None or self.task.task != "classify":
+        """Who teaches, a classifier's answers kept on disk for all that learn from them; ``None``: nobody does."""
+        if self.own_teacher is not None or larger is None:
             return self.own_teacher
         return SoftTargets(
-            network=larger.network.eval(), preset=larger.preset, cache=self.run.path / TEACHER
-        )
+            network=larger.network.eval(), preset=larger.preset,
+            cache=self.run.path / TEACHER if self.task.task == "classify" else None,
+        )  # fmt: skip
 
     def _own_teacher(self) -> TeacherFile | None:
         """The teacher that the user brought.
 
         Raises:
-            InputError: it cannot be read, knows other classes, or the task takes no teacher.
+            InputError: it cannot be read, knows other classes, or is of another task.
         """
         if self.config.teacher is None:
             return None
         teacher = TeacherFile(
             source=self.config.teacher, preset=self.task.preset(self.data, self.reference),
             classes=tuple(self.data.classes), quiet=self.config.quiet, cache=self.run.path / TEACHER,
+            spec=self.reference,
         )  # fmt: skip
         teacher.opened()  # a bad file is refused before anything is measured
         return teacher

@@ -13,8 +13,8 @@ from typing import Any
 from mobilefit import adapt
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
-from mobilefit.jobs import lab, pretrained
-from mobilefit.jobs.kinds import Kind
+from mobilefit.jobs import kinds, lab, pretrained
+from mobilefit.jobs.kinds import KINDS, Kind
 from mobilefit.jobs.model import network_for
 from mobilefit.nn import Network
 from mobilefit.pipeline.candidates import Candidate
@@ -46,7 +46,9 @@ class TeacherFile:
     classes: tuple[str, ...]
     quiet: bool
     cache: Path
-    """See :class:`mobilefit.train.SoftTargets`."""
+    """See :class:`mobilefit.train.SoftTargets`; of a classifier alone."""
+    spec: NetSpec
+    """A network that it is to teach."""
 
     def opened(self) -> SoftTargets:
         """The teacher, loaded once in a process.
@@ -59,6 +61,8 @@ class TeacherFile:
 
 @functools.lru_cache(maxsize=1)
 def _opened(file: TeacherFile) -> SoftTargets:
+    if file.spec.task != "classify":
+        return kinds.scene_teacher(KINDS[file.spec.task], file.source, file.spec, file.classes)
     teacher = pretrained.teacher(file.source, file.preset, file.classes, quiet=file.quiet)
     return teacher.soft_targets(file.cache)
 

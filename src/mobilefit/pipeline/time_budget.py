@@ -85,6 +85,11 @@ def training_madds(spec: NetSpec, recipe: Recipe) -> float:
     return spec.cost().madds * (recipe.train_size(height) / height) ** 2
 
 
+def with_answers(spec: NetSpec, teacher: NetSpec, recipe: Recipe) -> float:
+    """How many times as long a training step of a network takes where a teacher answers at each."""
+    return float(1 + SHARE_OF_A_STEP * (teacher.cost().madds / training_madds(spec, recipe)) ** EXPONENT)
+
+
 def epoch_steps(images: int, recipe: Recipe) -> int:
     """Steps of one pass."""
     return max(1, images // batch_size(recipe, images))

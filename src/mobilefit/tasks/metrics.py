@@ -152,6 +152,10 @@ class DetectionMetric:
         whole._images = [image for part in parts for image in part._images]
         return whole
 
+    def outcomes(self) -> DetectionOutcomes:
+        """What was added, by image."""
+        return DetectionOutcomes.of(sorted(self._images, key=lambda image: image.index), len(self.classes))
+
     def result(self) -> DetectionScore:
         """Score what was added, the detections with equal scores in the order of the images."""
         images = sorted(self._images, key=lambda image: image.index)
@@ -276,10 +280,10 @@ def matching(
     return _matched(_image(0, (0, 0), boxes, scores, labels, truth_boxes, truth_labels, crowd))
 
 
-def _matched(image: _Image) -> Matching:
-    """Class by class, the surest detections first (COCO's rule)."""
+def _matched(image: _Image, least: float = SHOWN_SCORE) -> Matching:
+    """Class by class, the surest detections first (COCO's rule), those of a score of at least ``least``."""
     found, (right, false) = np.zeros(len(image.truth), bool), np.zeros((2, len(image.boxes)), bool)
-    shown = image.scores >= SHOWN_SCORE
+    shown = image.scores >= least
     for label in np.unique(image.labels[shown]):
         own = np.flatnonzero(image.truth_labels == label)
         sure = np.flatnonzero((image.labels == label) & shown)
@@ -322,6 +326,51 @@ def _mean_of(values: Floats) -> float:
     return float(there.mean()) if len(there) else math.nan
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DetectionOutcomes:
+    """What mAP@0.5 is computed of, by image: for images that count several times, or not at all."""
+
+    image: Counts
+    """[d]: the place of each detection's image, the surest detections first."""
+    label: Counts
+    """[d]"""
+    right: Mask
+    """[d]: whether it found a box that no surer one has found. Detections in crowds are left out."""
+    truths: Counts
+    """[n, K]: boxes in each image."""
+
+    @classmethod
+    def of(cls, images: Sequence[_Image], classes: int) -> DetectionOutcomes:
+        """Of the images of a metric, in the set's order."""
+        matched = [_matched(image, least=0.0) for image in images]
+        counted = [m.right | m.false for m in matched]
+        order = np.argsort(
+            -np.concatenate([i.scores[c] for i, c in zip(images, counted, strict=True)]), kind="stable"
+        )
+        return cls(
+            image=np.repeat(np.arange(len(images)), [c.sum() for c in counted])[order],
+            label=np.concatenate([i.labels[c] for i, c in zip(images, counted, strict=True)])[order],
+            right=np.concatenate([m.right[c] for m, c in zip(matched, counted, strict=True)])[order],
+            truths=np.stack([np.bincount(i.truth_labels[~i.crowd], minlength=classes) for i in images]),
+        )
+
+    def score(self, weights: Counts) -> float:
+        """mAP@0.5, image ``i`` of ``n`` counted ``weights[i]`` times; NaN without any box."""
+        return _mean_of(np.array([self._ap(label, weights) for label in range(self.truths.shape[1])]))
+
+    def _ap(self, label: int, weights: Counts) -> float:
+        truths = int(weights @ self.truths[:, label])
+        if not truths:
+            return math.nan
+        own = self.label == label
+        count = weights[self.image[own]]
+        right = np.cumsum(count * self.right[own])
+        precision = right / np.maximum(np.cumsum(count), 1)
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        places = np.searchsorted(right / truths, np.linspace(0, 1, RECALLS))
+        return float(np.append(precision, 0.0)[places].mean())
+
+
 # ---- segmentation
 
 
@@ -342,6 +391,8 @@ class SegmentationScore:
     """[K, K], pixels: row the truth, column the prediction."""
     images: tuple[int, ...]
     """Places in the set, in its order."""
+    image_pixels: Counts
+    """[n, 3, K]: pixels of each class in each image: those that are right, of the truth, and of the prediction."""
     image_iou: Floats
     """[n]: of each image alone, the mean over its classes."""
 
@@ -365,7 +416,7 @@ class SegmentationMetric:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         self._confusion = np.zeros((len(classes), len(classes)), np.int64)
-        self._images: dict[int, float] = {}
+        self._images: dict[int, Counts] = {}
 
     def add(
         self, found: npt.NDArray[Any], truth: npt.NDArray[np.uint8], index: int | None = None
@@ -384,7 +435,7 @@ class SegmentationMetric:
         labels = labels_of(found, truth.shape[:2]) if found.ndim == 3 else found
         confusion = confusion_of(labels, truth, len(self.classes))
         self._confusion += confusion
-        self._images[len(self._images) if index is None else index] = _mean_of(iou_of(confusion))
+        self._images[len(self._images) if index is None else index] = pixels_of(confusion)
 
     @classmethod
     def joined(cls, parts: Iterable[SegmentationMetric]) -> SegmentationMetric:
@@ -405,7 +456,9 @@ class SegmentationMetric:
             pixel_accuracy=float(_share(right.sum(), confusion.sum())),
             class_accuracy=_mean_of(_share(right, confusion.sum(1))), confusion=confusion,
             images=tuple(images),
-            image_iou=np.array([self._images[i] for i in images], np.float64),
+            image_pixels=np.stack([self._images[i] for i in images])
+            if images else np.zeros((0, 3, len(self.classes)), np.int64),
+            image_iou=np.array([_mean_of(_iou(self._images[i])) for i in images], np.float64),
         )  # fmt: skip
 
 
@@ -436,8 +489,29 @@ def confusion_of(labels: npt.NDArray[Any], truth: npt.NDArray[Any], classes: int
 
 def iou_of(confusion: Counts) -> Floats:
     """Intersection over union of each class, [K]; NaN of one that is neither there nor predicted."""
-    right = confusion.diagonal()
-    return _share(right, confusion.sum(0) + confusion.sum(1) - right)
+    return _iou(pixels_of(confusion))
+
+
+def pixels_of(confusion: Counts) -> Counts:
+    """Pixels of each class, [3, K]: those that are right, of the truth, and of the prediction."""
+    return np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+
+
+def _iou(pixels: Counts) -> Floats:
+    right, truth, predicted = pixels
+    return _share(right, truth + predicted - right)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentationOutcomes:
+    """What mIoU is computed of, by image: for images that count several times, or not at all."""
+
+    pixels: Counts
+    """[n, 3, K]: see :attr:`SegmentationScore.image_pixels`."""
+
+    def score(self, weights: Counts) -> float:
+        """mIoU, image ``i`` of ``n`` counted ``weights[i]`` times; NaN without any labelled pixel."""
+        return _mean_of(_iou(np.tensordot(weights, self.pixels, 1)))
 
 
 def _share(part: Any, whole: Any) -> Floats:

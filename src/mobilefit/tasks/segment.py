@@ -27,10 +27,15 @@ from mobilefit.data.segmentation_augment import (
 )
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.tasks.detect import no_mixing
-from mobilefit.tasks.metrics import SegmentationMetric, SegmentationScore, labels_of
+from mobilefit.tasks.detect import checked_teacher, labels_alone
+from mobilefit.tasks.metrics import (
+    SegmentationMetric,
+    SegmentationOutcomes,
+    SegmentationScore,
+    labels_of,
+)
 from mobilefit.train.evaluate import evaluating
-from mobilefit.train.loss import Teacher
+from mobilefit.train.loss import Teacher, soft_cross_entropy
 from mobilefit.train.ranks import gathered
 from mobilefit.train.recipe import Recipe
 
@@ -54,6 +59,10 @@ class SegmentationEvaluation:
         """What the history of a training keeps of it."""
         return self.score.row()
 
+    def outcomes(self, images: SegmentationSet) -> SegmentationOutcomes:
+        """Right and wrong pixels of the set that was evaluated, by image."""
+        return SegmentationOutcomes(pixels=self.score.image_pixels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Objective:
@@ -62,13 +71,32 @@ class _Objective:
     def prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return images, targets
 
-    def count(self, targets: Tensor) -> int:
-        return int((targets != IGNORED).sum())  # crops without any labelled pixel count for nothing
+    def counts(self, targets: Tensor) -> tuple[int]:
+        return (int((targets != IGNORED).sum()),)  # crops without any labelled pixel count for nothing
 
     def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         return F.cross_entropy(
             outputs.float(), targets, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SoftObjective:
+    temperature: float
+
+    def answers(self, outputs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's logits at the size of the network's images, which is that of its logits."""
+        (logits,) = outputs
+        size = images.shape[2:]
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", antialias=True)
+        return (logits,)
+
+    def count(self, answers: tuple[Tensor, ...], labelled: int) -> int:
+        return answers[0][:, 0].numel()  # pixels without a label too: the teacher has an answer for them
+
+    def __call__(self, outputs: Tensor, answers: tuple[Tensor, ...]) -> Tensor:
+        return soft_cross_entropy(outputs, answers[0], self.temperature)
 
 
 class Segment:
@@ -106,8 +134,23 @@ class Segment:
         self, net: nn.Module, train_set: SegmentationSet, recipe: Recipe, teacher: Teacher | None,
         device: torch.device,
     ) -> _Objective:  # fmt: skip
-        no_mixing("segmentation", recipe)
+        labels_alone("segmentation", recipe, teacher)
         return _Objective(smoothing=recipe.label_smoothing)
+
+    def soft_objective(
+        self, net: nn.Module, teacher: nn.Module, recipe: Recipe, device: torch.device
+    ) -> _SoftObjective:
+        """The teacher's probabilities of every pixel (Liu et al., 2019, arXiv:1903.04197, equation 1).
+
+        Scaled crops begin at whole pixels of each one's images, so teacher and network see the same part but for a
+        pixel of the network's.
+
+        Raises:
+            InputError: the teacher is no segmenter, or of other classes.
+        """
+        assert isinstance(net, Network)
+        checked_teacher(net.spec, teacher)
+        return _SoftObjective(temperature=recipe.temperature)
 
     def evaluate(
         self, net: nn.Module, images: SegmentationSet, preset: Preset, *, fabric: Fabric | None = None

@@ -15,7 +15,7 @@ from mobilefit.data import Feed, ImageSet, Preset, Sampling, class_weights
 from mobilefit.errors import InputError
 from mobilefit.runs import sha256
 from mobilefit.train.evaluate import Evaluation, evaluate
-from mobilefit.train.loss import Criterion, Teacher, mixing
+from mobilefit.train.loss import Criterion, Teacher, mixing, soft_cross_entropy
 from mobilefit.train.recipe import Recipe
 
 
@@ -27,11 +27,31 @@ class _Objective:
     def prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return (images, targets) if self.mix is None else self.mix(images, targets)
 
-    def count(self, targets: Tensor) -> int:
-        return len(targets)
+    def counts(self, targets: Tensor) -> tuple[int]:
+        return (len(targets),)
 
     def __call__(self, outputs: Tensor, targets: Tensor, images: Tensor) -> Tensor:
         return self.criterion(outputs, targets, images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SoftObjective:
+    temperature: float
+
+    def answers(self, outputs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
+        return outputs
+
+    def count(self, answers: tuple[Tensor, ...], labelled: int) -> int:
+        return labelled
+
+    def __call__(self, outputs: Tensor, answers: tuple[Tensor, ...]) -> Tensor:
+        (teacher_logits,) = answers
+        if teacher_logits.shape != outputs.shape:
+            raise InputError(
+                f"the teacher has {teacher_logits.shape[1]} outputs, the network has {outputs.shape[1]}",
+                "train the teacher on the same classes",
+            )
+        return soft_cross_entropy(outputs, teacher_logits, self.temperature)
 
 
 class Classify:
@@ -72,6 +92,12 @@ class Classify:
             weights = torch.from_numpy(class_weights(train_set.labels, outputs)).float().to(device)
         criterion = Criterion(recipe=recipe, teacher=teacher, class_weights=weights)
         return _Objective(criterion=criterion, mix=mixing(recipe, outputs))
+
+    def soft_objective(
+        self, net: nn.Module, teacher: nn.Module, recipe: Recipe, device: torch.device
+    ) -> _SoftObjective:
+        """Cross-entropy with the teacher's probabilities (Hinton et al., 2015, arXiv:1503.02531)."""
+        return _SoftObjective(temperature=recipe.temperature)
 
     def evaluate(
         self, net: nn.Module, images: ImageSet, preset: Preset, *, fabric: Fabric | None = None

@@ -3,8 +3,10 @@
 A batch is a function of (seed, epoch, position) and not of the resolution, so a second feed with the
 student's seed and augmentation gives the same crops, flips and colours at the teacher's size ("same crop
 for both": Beyer et al., 2022, arXiv:2106.05237, section 3.1), from the decoded photo and not from the
-student's small copy of it. The teacher's logits for a step are then a function of (teacher, images,
-seed, batch size, augmentation, step), and can be kept on disk for the next student.
+student's small copy of it. What a teacher's outputs are for a student, and how they are compared with its own, is
+the task's: see :class:`.task.SoftObjective`. A classifier's logits for a step are a function of (teacher, images,
+seed, batch size, augmentation, step), and can be kept on disk for the next student. Those of a detector or segmenter
+are computed at each step: a picture of 160x224 px in 11 classes is 1.6 MB of them.
 """
 
 from __future__ import annotations
@@ -26,16 +28,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mobilefit.data import ImageSet, Preset
+from mobilefit.data import Preset
 from mobilefit.data.order import Indices
 from mobilefit.data.policy import policy
 from mobilefit.errors import InputError
 from mobilefit.runs import atomic_file, write_json
 from mobilefit.train.classify import Classify
-from mobilefit.train.evaluate import Evaluation
-from mobilefit.train.loss import Teacher, distilled
+from mobilefit.train.loss import Teacher
 from mobilefit.train.recipe import Recipe
-from mobilefit.train.task import Feed, Objective, Task
+from mobilefit.train.task import Feed, Found, Objective, SoftObjective, Task
 
 CHUNK_STEPS = 32
 """Steps in one file of the cache."""
@@ -46,18 +47,18 @@ on how many images it is given."""
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SoftTargets:
-    """A trained network whose logits are learned from, and how it is shown the student's images.
+    """A trained network whose outputs are learned from, and how it is shown the student's images.
 
     Its forward pass is in float32 and evaluation mode whatever the student's precision, 64 images at a
-    time. The logits do not depend on ``accumulate``; between processes, devices and numbers of threads
+    time. The outputs do not depend on ``accumulate``; between processes, devices and numbers of threads
     they agree but for rounding (so do trainings).
 
     Attributes:
-        network: float32 [n, 3, h, w] to logits [n, K]; it is moved to the training's device, in
+        network: float32 [n, 3, h, w] to logits [n, K], or to what another task's networks give; it is moved to the training's device, in
             channels-last format, where it answers.
         preset: size and normalisation of the images that it was trained on. How an image is cropped is
             the student's.
-        cache: folder for the logits, made if missing and shared by all trainings that are given it: a
+        cache: folder for a classifier's logits, made if missing and shared by all trainings that are given it: a
             student of another size, or another network, with the same seed, batch size, images and
             augmentation costs no forward pass of the teacher. It takes 4 bytes for each image, epoch
             and class (10 classes, 3,000 images, 15 epochs: 1.8 MB; ImageNet: 5 GB an epoch).
@@ -69,12 +70,14 @@ class SoftTargets:
     cache: Path | None = None
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Float32 logits [n, K] for images [n, 3, h, w] normalised by :attr:`preset`."""
+    def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Float32 outputs, one or more [n, ...], for images [n, 3, h, w] normalised by :attr:`preset`."""
         network = self.network.to(images.device).to(memory_format=torch.channels_last)
         parts = torch.split(images.contiguous(memory_format=torch.channels_last), FORWARD_BATCH)
         with _evaluation_mode(network), torch.autocast(images.device.type, enabled=False):
-            return torch.cat([network(part).float() for part in parts])
+            outputs = [network(part) for part in parts]
+        several = [part if isinstance(part, tuple) else (part,) for part in outputs]
+        return tuple(torch.cat(each).float() for each in zip(*several, strict=True))
 
     def digest(self) -> str:
         """SHA-256 of the network's weights and structure."""
@@ -116,14 +119,12 @@ def problem_with(recipe: Recipe) -> str | None:
 def distillation_task(
     task: Task, teacher: SoftTargets, train_set: Any, preset: Preset, recipe: Recipe, seed: int, fabric: Fabric
 ) -> DistillationTask:
-    """The task of a training whose loss compares with a teacher: classification, with ``recipe.distillation``.
+    """The task of a training whose loss compares with a teacher, with ``recipe.distillation``.
 
     Raises:
-        InputError: another task, a recipe that distils nothing or whose images the teacher cannot be
-            shown (see :func:`problem_with`), or a cache that cannot be made.
+        InputError: a recipe that distils nothing or whose images the teacher cannot be shown (see
+            :func:`problem_with`), a cache that cannot be made, or one for another task than classification.
     """
-    if not isinstance(task, Classify):
-        raise InputError("soft targets are for classification", "leave the teacher out")
     if not recipe.distillation:
         raise InputError("there is a teacher, and the recipe's distillation is 0", "set it, e.g. to 0.5")
     if problem := problem_with(recipe):
@@ -138,6 +139,8 @@ def distillation_task(
     digest = teacher.digest()
     cache = None
     if teacher.cache is not None:
+        if not isinstance(task, Classify):
+            raise InputError("only a classifier's answers can be kept in a cache", "give the teacher none")
         key_fields = {
             "teacher": digest, "preset": teacher_preset.to_dict(), "images": train_set.digest, "seed": seed,
             "batch_size": recipe.batch_size, "repeats": recipe.repeats,
@@ -146,29 +149,31 @@ def distillation_task(
             "device": fabric.device.type, "processes": fabric.world_size,
         }  # fmt: skip
         cache = LogitsCache.open(teacher.cache, key_fields, fabric.global_rank)
-    return DistillationTask(task=task, teacher=teacher, digest=digest, preset=teacher_preset, cache=cache)
+    return DistillationTask(
+        score=task.score, task=task, teacher=teacher, digest=digest, preset=teacher_preset, cache=cache
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class DistillationTask:
-    """Classification with soft targets. See :class:`.task.Task` and :func:`distillation_task`."""
+    """A task with soft targets. See :class:`.task.Task` and :func:`distillation_task`."""
 
-    score = Classify.score
-    task: Classify
+    score: str
+    task: Task
     teacher: SoftTargets
     digest: str
     preset: Preset
     """How the teacher is shown the images."""
     cache: LogitsCache | None
 
-    def require(self, net: nn.Module, sets: list[ImageSet]) -> None:
+    def require(self, net: nn.Module, sets: list[Any]) -> None:
         self.task.require(net, sets)
 
-    def identity(self, train_set: ImageSet) -> str:
+    def identity(self, train_set: Any) -> str:
         return f"{self.task.identity(train_set)}, taught by {self.digest[:12]} at {self.preset.resolution} px"
 
     def feed(
-        self, train_set: ImageSet, preset: Preset, recipe: Recipe, *, seed: int, rank: int = 0,
+        self, train_set: Any, preset: Preset, recipe: Recipe, *, seed: int, rank: int = 0,
         ranks: int = 1,
     ) -> Feed:  # fmt: skip
         full_scale = replace(recipe, train_scale=1.0)
@@ -179,18 +184,24 @@ class DistillationTask:
         )
 
     def objective(
-        self, net: nn.Module, train_set: ImageSet, recipe: Recipe, teacher: Teacher | None,
+        self, net: nn.Module, train_set: Any, recipe: Recipe, teacher: Teacher | None,
         device: torch.device,
     ) -> Objective:  # fmt: skip
         labels_alone = replace(recipe, distillation=0.0)
         return _Objective(
             of_labels=self.task.objective(net, train_set, labels_alone, None, device),
-            recipe=recipe, teacher=self.teacher, cache=self.cache,
+            soft=self.soft_objective(net, self.teacher.network, recipe, device),
+            share=recipe.distillation, teacher=self.teacher, cache=self.cache,
         )  # fmt: skip
 
+    def soft_objective(
+        self, net: nn.Module, teacher: nn.Module, recipe: Recipe, device: torch.device
+    ) -> SoftObjective:
+        return self.task.soft_objective(net, teacher, recipe, device)
+
     def evaluate(
-        self, net: nn.Module, images: ImageSet, preset: Preset, *, fabric: Fabric | None = None
-    ) -> Evaluation:
+        self, net: nn.Module, images: Any, preset: Preset, *, fabric: Fabric | None = None
+    ) -> Found:
         return self.task.evaluate(net, images, preset, fabric=fabric)
 
     def close(self) -> None:
@@ -201,17 +212,18 @@ class DistillationTask:
 
 @dataclass(frozen=True, kw_only=True)
 class _Feed:
-    """The student's images; and the labels, the step, and the teacher's logits or its images."""
+    """The student's images; and what the labels are, the step, and the teacher's logits or its images."""
 
     student: Feed
     teacher: Feed
     cache: LogitsCache | None
 
-    def __call__(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def __call__(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         images, labels = self.student(step)
         logits = None if self.cache is None else self.cache.read(step)
         teacher_input = self.teacher(step)[0] if logits is None else logits
-        return images, (labels, torch.full((len(labels),), step), teacher_input)
+        several = labels if isinstance(labels, tuple) else (labels,)
+        return images, (*several, torch.full((len(images),), step), teacher_input)
 
     def chosen(self, step: int) -> Indices:
         return self.student.chosen(step)
@@ -219,32 +231,35 @@ class _Feed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Objective:
+    """Two terms: the labels' loss and the teacher's, each a mean over what it counts."""
+
     of_labels: Objective
-    recipe: Recipe
+    soft: SoftObjective
+    share: float
     teacher: SoftTargets
     cache: LogitsCache | None
 
-    def prepared(self, images: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def prepared(self, images: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Any, tuple[Tensor, ...]]]:
         """Here, and not in the feed, the teacher answers: workers have no GPU, and no threads of torch."""
-        labels, steps, teacher_input = targets
+        *several, steps, teacher_input = targets
+        labels: Any = tuple(several) if len(several) > 1 else several[0]
+        outputs: tuple[Tensor, ...] = (teacher_input,)
         if teacher_input.ndim == 4:  # images, not logits
-            teacher_input = self.teacher.logits(teacher_input)
+            outputs = self.teacher.outputs(teacher_input)
             if self.cache is not None:
-                self.cache.write(int(steps[0]), teacher_input.cpu().numpy())
-        return images, (labels, teacher_input)
+                self.cache.write(int(steps[0]), outputs[0].cpu().numpy())
+        images, labels = self.of_labels.prepared(images, labels)
+        return images, (labels, self.soft.answers(outputs, images))
 
-    def count(self, targets: tuple[Tensor, Tensor]) -> int:
-        return self.of_labels.count(targets[0])
+    def counts(self, targets: tuple[Any, tuple[Tensor, ...]]) -> tuple[int, int]:
+        labels, answers = targets
+        (labelled,) = self.of_labels.counts(labels)
+        return labelled, self.soft.count(answers, labelled)
 
-    def __call__(self, outputs: Tensor, targets: tuple[Tensor, Tensor], images: Tensor) -> Tensor:
-        labels, teacher_logits = targets
-        if teacher_logits.shape != outputs.shape:
-            raise InputError(
-                f"the teacher has {teacher_logits.shape[1]} outputs, the network has {outputs.shape[1]}",
-                "train the teacher on the same classes",
-            )
-        loss = self.of_labels(outputs, labels, images)
-        return distilled(loss, outputs, teacher_logits, self.recipe)
+    def __call__(self, outputs: Any, targets: tuple[Any, tuple[Tensor, ...]], images: Tensor) -> Tensor:
+        labels, answers = targets
+        of_labels = self.of_labels(outputs, labels, images)
+        return torch.stack([(1 - self.share) * of_labels, self.share * self.soft(outputs, answers)])
 
 
 class LogitsCache:

@@ -51,10 +51,19 @@ def distilled(loss: Tensor, logits: Tensor, teacher_logits: Tensor, recipe: Reci
         loss: the sum over the images.
         logits, teacher_logits: [n, K].
     """
-    soft_labels = (teacher_logits.float() / recipe.temperature).softmax(1)
-    soft = F.cross_entropy(logits.float() / recipe.temperature, soft_labels, reduction="sum")
+    soft = soft_cross_entropy(logits, teacher_logits, recipe.temperature)
+    return (1 - recipe.distillation) * loss + recipe.distillation * soft
+
+
+def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """The sum of the cross-entropies with a teacher's probabilities: their Kullback-Leibler divergence, and a constant.
+
+    Args:
+        logits, teacher_logits: [n, K], or [n, K, h, w].
+    """
+    soft_labels = (teacher_logits.float() / temperature).softmax(1)
     # Its gradient falls with the temperature's square (Hinton et al., section 2).
-    return (1 - recipe.distillation) * loss + recipe.distillation * recipe.temperature**2 * soft
+    return temperature**2 * F.cross_entropy(logits.float() / temperature, soft_labels, reduction="sum")
 
 
 def mixing(recipe: Recipe, outputs: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

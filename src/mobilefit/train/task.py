@@ -34,13 +34,35 @@ class Objective(Protocol):
         """A batch as the loss wants it: images mixed, where the recipe mixes (drawn from torch's global
         generator), boxes matched with anchors."""
 
-    def count(self, targets: Any) -> int:
-        """How many there are, in prepared targets, of what the loss is a mean over: images, anchors that
-        answer for a box, labelled pixels. It is divided by their number in the whole batch, however many
-        parts or processes share that."""
+    def counts(self, targets: Any) -> tuple[int, ...]:
+        """How many there are, in prepared targets, of what each term of the loss is a mean over: images, anchors
+        that answer for a box, labelled pixels. A term is divided by their number in the whole batch, however
+        many parts or processes share that."""
 
     def __call__(self, outputs: Any, targets: Any, images: Tensor) -> Tensor:
-        """The sum of their losses."""
+        """The sum of the losses of each term, [terms], or a number where there is one."""
+
+
+class SoftObjective(Protocol):
+    """How far a network's outputs are from those of a teacher, which saw the same crops at its own resolution."""
+
+    def answers(self, outputs: tuple[Tensor, ...], images: Tensor) -> tuple[Tensor, ...]:
+        """A teacher's outputs as the network is to give them, the first dimension of each an image.
+
+        Args:
+            outputs: what the teacher gave, a single tensor as a tuple too.
+            images: the network's, [n, 3, h, w].
+        """
+
+    def count(self, answers: tuple[Tensor, ...], labelled: int) -> int:
+        """How many there are of what the loss is a mean over.
+
+        Args:
+            labelled: the same of the labels' loss.
+        """
+
+    def __call__(self, outputs: Any, answers: tuple[Tensor, ...]) -> Tensor:
+        """The sum of the losses, by the recipe's temperature."""
 
 
 class Found(Protocol):
@@ -79,6 +101,15 @@ class Task(Protocol):
 
         Raises:
             InputError: the recipe wants what the task has not.
+        """
+
+    def soft_objective(
+        self, net: nn.Module, teacher: nn.Module, recipe: Recipe, device: torch.device
+    ) -> SoftObjective:
+        """The loss of a recipe's distillation.
+
+        Raises:
+            InputError: the teacher answers something else than the network.
         """
 
     def evaluate(

@@ -93,21 +93,22 @@ class Trainer:
     def _gradients(self, images: Tensor, targets: Targets) -> float:
         """Gradients of the mean loss over the whole batch of all processes, and that loss."""
         images, targets = self._objective.prepared(images, targets)
-        (counted,) = total(self.fabric, self._objective.count(targets))
-        of_all = max(counted, 1)  # a batch may hold nothing: no box, no labelled pixel
-        losses = []
+        counts = total(self.fabric, *self._objective.counts(targets))
+        counts = [max(count, 1) for count in counts]  # a batch may hold nothing: no box, no labelled pixel
+        # DDP takes the mean over the processes of what is here their share of the whole.
+        shares = torch.tensor([self.fabric.world_size / count for count in counts], device=self.fabric.device)
+        sums = []
         share = self.recipe.accumulate
         pieces = list(zip(images.tensor_split(share), _split(targets, share), strict=True))
         for place, (some, theirs) in enumerate(pieces):
             with self.fabric.no_backward_sync(self._model, enabled=place < len(pieces) - 1):
                 outputs = self._model(some)
                 with self.fabric.autocast():  # for the teacher, whose forward pass is no Fabric's
-                    loss = self._objective(outputs, theirs, some)
-                # DDP takes the mean over the processes of what is here their share of the whole.
-                self.fabric.backward(loss * (self.fabric.world_size / of_all))
-            losses.append(loss.detach())
-        (loss_of_all,) = total(self.fabric, float(torch.stack(losses).sum()))
-        return loss_of_all / of_all
+                    terms = self._objective(outputs, theirs, some)
+                self.fabric.backward((terms * shares).sum())
+            sums.append(terms.detach().reshape(-1))
+        of_all = total(self.fabric, *torch.stack(sums).sum(0).tolist())
+        return sum(loss / count for loss, count in zip(of_all, counts, strict=True))
 
     def _placed(self, images: Tensor) -> Tensor:
         kind = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
@@ -173,7 +174,7 @@ class Trainer:
 
 def _split(targets: Targets, parts: int) -> list[Any]:
     if isinstance(targets, tuple):
-        return list(zip(*(each.tensor_split(parts) for each in targets), strict=True))
+        return list(zip(*(_split(each, parts) for each in targets), strict=True))
     return list(targets.tensor_split(parts))
 
 
