@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -154,3 +156,18 @@ def test_reduction_is_antialiased() -> None:
     pixels = resample(Image.fromarray(stripes), (0, 0, 64, 64), 8)
     assert pixels.shape == (8, 8, 1)
     assert np.abs(pixels.astype(int) - 128).max() < 10
+
+
+@pytest.mark.parametrize("picture", ["exif", "large", "palette"])
+def test_pillows_warnings_stay_off_standard_error(tmp_path: Path, picture: str) -> None:
+    path = tmp_path / "a.png"
+    if picture == "exif":
+        path = tmp_path / "a.jpg"
+        Image.new("RGB", (9, 9)).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\x03\0\x12\x01\x03\0\x09\0\0\0\xff\xff")
+    elif picture == "large":
+        Image.new("1", (10000, 9000)).save(path)
+    else:
+        Image.new("P", (9, 9)).save(path, transparency=bytes(range(256)))
+    code = f"from pathlib import Path; from mobilefit.data.decode import read_image; read_image(Path({str(path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -251,6 +251,16 @@ def test_the_preset_is_of_the_whole_picture(tmp_path: Path) -> None:
     assert preset.fit == "stretch" and preset.shape == (32, 48)
 
 
+@pytest.mark.parametrize("kind", ["jpg", "tif", "png", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_header_states_the_size_that_the_pixels_have(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind}"
+    photo(1, (72, 64)).save(path, exif=exif)
+    assert pictures._glance_at(path)[0].size == pictures._look_at(path)[0].size == (72, 64)[:: -1 if orientation > 4 else 1]
+
+
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every data set counts as a large one."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mobilefit.data.classification import SkippedFile
 
+States = Literal["corners", "sides", "shares"]
+"""What a format states of a box: corners in pixels, or left, top, width and height in pixels, or corners as
+shares of the picture's width and height, 0 to 1."""
 PARTS = ("train", "val", "test")
 
 Corners = tuple[float, float, float, float]
@@ -46,3 +50,5 @@ class Annotations:
     """Annotations that cannot be used."""
     strays: tuple[str, ...] = ()
     """Boxes of images that their file does not list."""
+    states: States = "corners"
+    """What the numbers of the boxes were in the files; ``Record.boxes`` are corners in any case."""

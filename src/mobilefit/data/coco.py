@@ -101,6 +101,7 @@ def read(root: Path, files: dict[str, File]) -> Annotations:
         records=tuple(record for one in found.values() for record in one.records),
         skipped=tuple(skip for one in found.values() for skip in one.skipped),
         strays=tuple(stray for one in found.values() for stray in one.strays),
+        states="sides",
     )
 
 

@@ -9,6 +9,7 @@ prediction all go through them, so that a pixel is never computed in two ways.
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,15 @@ from mobilefit.errors import InputError
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
+# What Pillow has to say of metadata and sizes would stand between our own lines: a picture is decoded or it is bad.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 MIN_SIDE = 4
 """Shortest side in pixels of an image that can show anything; anything below is a bad file."""
 
 _MODES_8_BIT = {"L", "RGB"}
+DEEP_EXTENSIONS = (".png", ".apng", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx")
+"""Of formats that can have 16 bits a channel."""
 
 
 class BadImageError(Exception):
@@ -109,6 +115,31 @@ def _scaled_to_8_bit(values: npt.NDArray[np.generic]) -> Pixels:
     # Mode "I" is what Pillow makes of 16-bit values that it has no narrower type for.
     wide = np.clip(values.astype(np.int64), 0, 65535)
     return ((wide + 128) // 257).astype(np.uint8)
+
+
+def peak_of_16_bits(path: str) -> int | None:
+    """The largest value in an image file with 16 bits a channel; ``None``: it has 8, or cannot be read."""
+    if not path.lower().endswith(DEEP_EXTENSIONS):
+        return None
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith("I"):
+                return int(np.asarray(file).max())
+            if _bits(file, path) != 16:
+                return None
+            bands = zip(file.getbands(), np.atleast_2d(file.getextrema()), strict=True)
+            # Pillow keeps the upper 8 bits of a colour.
+            return max(int(high) << 8 | 255 for band, (_, high) in bands if band != "A")
+    except Exception:  # decoders raise anything at all on damaged bytes; what reads the file says what
+        return None
+
+
+def _bits(file: Image.Image, path: str) -> int:
+    if file.format == "PNG":
+        with open(path, "rb") as raw:
+            return raw.read(25)[24]
+    bits = getattr(file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 8)
+    return max(bits) if isinstance(bits, tuple) else int(bits)
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:

@@ -18,6 +18,10 @@ outside of its picture, or is of an image that the file does not list is dropped
 cut to the picture. All are counted, with examples. Where more than 10 % (and more than three) of the
 boxes are dropped, the data set is refused. An image without boxes is kept: it shows what is none.
 
+**Numbers of another kind.** A data set is refused, and told why, where the numbers of a part (more than 10 %
+of them) are shares of the picture, 0 to 1; and where a tenth of its boxes do not fit into their pictures, but
+all would if the numbers were corners in the place of sides, sides in the place of corners, or a centre.
+
 **Crowds.** COCO's ``iscrowd`` boxes hold many things and VOC's ``difficult`` ones are left out of VOC's own
 score, so both are flagged ``crowd``: training does not see them, and the metric neither asks for
 nor punishes a detection there.
@@ -40,9 +44,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilefit.data import coco, voc
-from mobilefit.data.annotations import PARTS, Annotations, Record
+from mobilefit.data.annotations import PARTS, Annotations, Record, States
 from mobilefit.data.classification import SkippedFile
-from mobilefit.data.folder import TEST_FRACTION, check_bad
+from mobilefit.data.folder import TEST_FRACTION, check_bad, check_depth
 from mobilefit.data.images import Indices
 from mobilefit.data.lazy import too_many_bad
 from mobilefit.data.pictures import MEND, Picture, Pictures, looked_at
@@ -53,6 +57,10 @@ THIN = 0.1
 """A box with a side under so many pixels has no width or height."""
 ROUNDING = 0.5
 """So many pixels outside of the picture are not counted as outside: coordinates are rounded."""
+MISREAD = 0.1
+"""Share of boxes that do not fit into their pictures from which on another reading is looked for."""
+FEWEST_TO_TELL = 4
+"""Boxes of a part, of which two do not fit; fewer can fit another reading by chance."""
 EXAMPLES = 3
 """Bad boxes of each kind that are named."""
 _LAYOUTS = ("give Pascal VOC (Annotations, JPEGImages, ImageSets/Main), COCO (annotations/instances_train.json "
@@ -223,6 +231,7 @@ def load_detection(
     found = _annotations(Path(source))
     _check_once(found.records)
     good, skipped = _usable(found, progress)
+    check_depth([str(one.picture.path) for one in good], found.root)
     truths, dropped, clipped = _cleaned(found, good)
     labels = _rarest(truths, len(found.classes))
     _check_enough(found, [one.record.part for one in good], labels, skipped, holdout)
@@ -301,6 +310,7 @@ class _Stated:
     """[n], which of its image's boxes it is."""
     boxes: npt.NDArray[np.float64]
     """[n, 4]"""
+    states: States
 
     def count(self, why: str, which: npt.NDArray[np.bool_]) -> BoxCount:
         """Those where this mask holds."""
@@ -312,7 +322,7 @@ class _Stated:
         return BoxCount(why=why, count=len(found), examples=tuple(examples))
 
 
-def _stated(good: Sequence[_Good]) -> _Stated:
+def _stated(found: Annotations, good: Sequence[_Good]) -> _Stated:
     records = [one.record for one in good]
     counts = [len(record.boxes) for record in records]
     return _Stated(
@@ -320,6 +330,7 @@ def _stated(good: Sequence[_Good]) -> _Stated:
         owner=np.repeat(np.arange(len(good)), counts),
         place=np.concatenate([np.empty(0, np.int64), *map(np.arange, counts)]),
         boxes=np.array([box for record in records for box in record.boxes], np.float64).reshape(-1, 4),
+        states=found.states,
     )
 
 
@@ -327,10 +338,11 @@ def _cleaned(
     found: Annotations, good: Sequence[_Good]
 ) -> tuple[list[Boxes], tuple[BoxCount, ...], BoxCount]:
     """The boxes of all images that can be kept; what was dropped, which is not too much, and clipped."""
-    stated = _stated(good)
+    stated = _stated(found, good)
     sizes = np.array([one.picture.size * 2 for one in good], np.float64).reshape(-1, 4)[stated.owner]
     finite = np.logical_and.reduce(np.isfinite(stated.boxes), axis=1)
-    boxes = np.where(finite[:, None], stated.boxes, 0)
+    boxes = np.where(finite[:, None], stated.boxes * (sizes if stated.states == "shares" else 1), 0)
+    _check_meant(found.root, stated, boxes, sizes, finite)
     cut = np.clip(boxes, 0, sizes)
     thin = finite & _thin(boxes)
     outside = finite & ~thin & _thin(cut)
@@ -346,6 +358,66 @@ def _cleaned(
     _check_dropped(found, dropped, len(boxes) + len(found.strays))
     truths = _truths(stated, found.classes, cut.astype(np.float32), kept)
     return truths, tuple(dropped), stated.count("cut to the picture", partly)
+
+
+def _check_meant(
+    root: Path, stated: _Stated, boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64],
+    finite: npt.NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """See that the numbers of each part are what the format has, where they can be told to be others.
+
+    Args:
+        boxes, sizes: [n, 4]: corners, and width and height twice.
+        finite: [n], which boxes are four numbers.
+
+    Raises:
+        InputError: they are not; it names the first box.
+    """
+    part_of = np.array([record.part for record in stated.records])[stated.owner]
+    for part in np.unique(part_of):
+        own = finite & (part_of == part)
+        if what := _meant(boxes[own], sizes[own], stated.states):
+            example = stated.count(what.seen, own).examples[0]
+            raise InputError(f"{root}: the boxes of its {part} part {what.seen}; the first is {example}", what.hint)
+
+
+class _Meant(NamedTuple):
+    """What the numbers of boxes are in truth."""
+
+    seen: str
+    hint: str
+
+
+def _meant(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], states: States) -> _Meant | None:
+    """What the numbers are, if not what the format has; ``None``: they may well be that."""
+    if states == "shares" or not len(boxes):
+        return None
+    left_top, right_bottom = boxes[:, :2], boxes[:, 2:]
+    sides = right_bottom - left_top
+    numbers = np.hstack([left_top, sides]) if states == "sides" else boxes
+    shares = int(np.logical_and.reduce(np.hstack([numbers <= 1, sides > 0]), axis=1).sum())
+    if shares == len(boxes) or too_many_bad(shares, len(boxes)):
+        return _Meant("are shares of the picture (0 to 1), not pixels", "multiply them by its width and height")
+    wrong = ~_fits(boxes, sizes)
+    if len(boxes) < FEWEST_TO_TELL or wrong.sum() < 2 or wrong.mean() < MISREAD:
+        return None
+    if states == "corners":
+        others = [(np.hstack([left_top, left_top + right_bottom]), "have width and height in the place of xmax and ymax",
+                   "add xmin and ymin to them")]  # fmt: skip
+    else:
+        others = [
+            (np.hstack([left_top, sides]), "have corners (left, top, right, bottom) in the place of sides",
+             "COCO's boxes are left, top, width, height"),
+            (np.hstack([left_top - sides / 2, left_top + sides / 2]), "have their centre in the place of left and top",
+             "COCO's boxes are left, top, width, height"),
+        ]  # fmt: skip
+    return next((_Meant(seen, hint) for other, seen, hint in others if _fits(other, sizes).all()), None)
+
+
+def _fits(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which are boxes in their pictures, but for a pixel."""
+    inside: npt.NDArray[np.bool_] = np.logical_and.reduce((boxes >= -1) & (boxes <= sizes + 1), axis=1)
+    return inside & ~_thin(boxes)
 
 
 def _truths(

@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 from mobilefit.data import imagenet
 from mobilefit.data.classification import ClassificationData, SkippedFile
-from mobilefit.data.decode import BadImageError, Pixels
+from mobilefit.data.decode import DEEP_EXTENSIONS, BadImageError, Pixels, peak_of_16_bits
 from mobilefit.data.images import (
     FileSource,
     ImageSet,
@@ -64,6 +64,10 @@ SAMPLE = 500
 """Image files that are decoded of a larger one, to see what its images are like."""
 LISTING_THREADS = 8
 """Folders listed at once: on a network's disk the time goes into waiting."""
+PROBED_16_BIT = 64
+"""Files that may have 16 bits a channel and are looked at for values that are far too small."""
+DARK_16_BIT = 1 << 14
+"""A quarter of white: what cameras of 10, 12 and 14 bits do not reach."""
 TEST_FRACTION = 0.2
 """Part of each class set apart for the test where the folder does not say."""
 
@@ -350,6 +354,7 @@ def _load_seen(
     check_bad(skipped, len(listing), listing.root)
     good = np.array(list(photos), np.int64)
     check_enough(listing, good, skipped, holdout)
+    check_depth([listing.paths[place] for place in photos], listing.root)
     return _assembled(
         listing,
         ImageSet(FileSource(list(photos.values())), listing.labels[good]),
@@ -364,6 +369,7 @@ def _load_unseen(listing: Listing, seed: int, holdout: float) -> ClassificationD
     good, skipped = not_empty(listing)
     check_bad(skipped, len(listing), listing.root)
     check_enough(listing, good, skipped, holdout)
+    check_depth(listing.paths, listing.root)
     division = divided(listing, good, seed=seed, holdout=holdout)
     groups = np.full(len(listing), -1, np.int32)
     for number, positions in enumerate(division):  # an image never stands for one of another part
@@ -441,6 +447,30 @@ def check_bad(skipped: list[SkippedFile], count: int, root: Path, of: str = "ima
             f"{len(skipped)} of the {count} {of} in {root} are bad: {_described(skipped)}",
             f"mend or remove them; at most {BAD_FRACTION:.0%} are skipped",
         )
+
+
+def check_depth(paths: Sequence[str], root: Path) -> None:
+    """See that files of 16 bits a channel use them: values of 10, 12 or 14 bits would be nearly black.
+
+    Up to ``PROBED_16_BIT`` such files are looked at, evenly spread.
+
+    Raises:
+        InputError: not one of them has a value of ``DARK_16_BIT`` or more, and some are not all black.
+    """
+    deep = [path for path in paths if path.lower().endswith(DEEP_EXTENSIONS)]
+    places = np.linspace(0, len(deep) - 1, min(PROBED_16_BIT, len(deep))).astype(np.int64)
+    with ThreadPoolExecutor(worker_count()) as pool:
+        found = list(pool.map(peak_of_16_bits, [deep[place] for place in places]))
+    peaks = {deep[place]: peak for place, peak in zip(places, found, strict=True) if peak}
+    if not peaks or max(peaks.values()) >= DARK_16_BIT:
+        return
+    path, peak = max(peaks.items(), key=lambda item: item[1])
+    bits = max(8, (peak.bit_length() + 1) // 2 * 2)
+    raise InputError(
+        f"{root}: {len(peaks)} pictures of 16 bits were looked at, and their largest value is {peak} of 65535 "
+        f"(in {path}): nearly black, as {bits}-bit values in 16-bit files are",
+        f"multiply the values by {65535 // (2**bits - 1)}, or save 8-bit files",
+    )
 
 
 def _described(skipped: Iterable[SkippedFile]) -> str:

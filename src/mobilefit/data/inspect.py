@@ -175,6 +175,7 @@ def _refusals(listing: Listing, good: Indices, looks: Looks) -> tuple[str, ...]:
     if not said:
         usable = _usable(listing, good)
         said = _refusal(lambda: folders.check_enough(listing, usable, bad, HOLDOUT))
+        said += _refusal(lambda: folders.check_depth([listing.paths[int(place)] for place in usable], listing.root))
     return tuple(said)
 
 

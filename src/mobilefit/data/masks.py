@@ -23,6 +23,12 @@ IGNORED = 255
 """In a mask: a pixel that neither the loss nor the metric sees."""
 IGNORED_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
 """Names in ``classes.txt`` for pixels of no class."""
+HEADS = frozenset([
+    "name", "names", "class", "classes", "class_name", "classname", "label", "labels", "category", "categories",
+    "id", "ids", "class_id", "label_id", "index", "idx", "value", "values", "number", "r", "g", "b", "rgb", "red", "green",
+    "blue", "color", "colour", "colors", "colours", "color_rgb", "parts", "actions",
+])  # fmt: skip
+"""Words of a head over the columns of a file of classes."""
 MOST_CLASSES = 255
 LARGEST = 65535
 """Value in a mask: 16 bits."""
@@ -101,6 +107,7 @@ def read_classes(path: Path) -> tuple[Row, ...]:
         text = line.strip()
         if text and not text.startswith("#"):
             row = _row(text, rows[-1].value + 1 if rows else 0)
+            problems += [f"line {number}: {what}" for what in _misread(text, first=not rows)]
             problems += [f"line {number}: {what}" for what in _problems(row, rows)]
             rows.append(row)
     if not rows:
@@ -120,6 +127,17 @@ def _row(text: str, value: int) -> Row:
     if found := re.fullmatch(r"(\d+)\s+(.*\D.*)", text):
         value, text = int(found[1]), found[2]
     return Row(value, text, colour, text.lower() in IGNORED_NAMES)
+
+
+def _misread(text: str, first: bool) -> Iterator[str]:
+    """What a line is that was written for another reader."""
+    words = re.split(r"[\s,;:|=]+", text.strip("\"'[]{}").lower())
+    if first and all(word.strip("\"'_") in HEADS for word in words if word):
+        yield f"'{text}' is a head, and would be the first class; begin it with #, or with a value if it is a class"
+    elif re.search(r"[,;:|=]\s*\d+\s*[\]})]*$", text) or re.match(r"\d+\s*[,;:|=]", text):
+        yield f"'{text}' separates numbers by more than blanks"
+    elif text[0] in "[{" or text[-1] in "]}:":
+        yield f"'{text}' is JSON or YAML"
 
 
 def _problems(row: Row, before: list[Row]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
 from mobilefit.data.folder import LOOKED_AT
@@ -172,4 +172,7 @@ def _upright_size(file: Image.Image) -> tuple[int, int]:
     if file.format == "PNG" and "exif" not in file.info:
         return file.size  # Pillow would decode it all to look for more
     turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return file.size[::-1] if turned else file.size
+    size = file.size
+    if isinstance(file, TiffImagePlugin.TiffImageFile):  # newer Pillows state the upright picture's, older ones the file's
+        size = file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
+    return size[::-1] if turned else size

@@ -24,7 +24,8 @@ read as well). ``classes.txt`` beside the folders says what they are, one line e
 
 A name of ``IGNORED_NAMES`` and every value of ``ignore`` stand for pixels that neither loss nor metric
 sees, and so does 255 unless a line names it. Without ``classes.txt`` the classes are 0 to the largest
-value in the training masks, named ``class 0`` and on.
+value in the training masks, named ``class 0`` and on; where more than half of them had no pixel in any
+mask (0, 127, 255), or most values stand on edges alone (as smooth edges make them), it has to be written.
 
 **The rule for bad files** is that of ``mobilefit.data.folder``: all images and masks are decoded when
 the data set is loaded; what is unreadable, lacks its mask or its image, or has a mask of another size
@@ -36,6 +37,7 @@ since nothing else in the data set can be trusted then.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ from mobilefit.data import cityscapes
 from mobilefit.data.cityscapes import Files
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode
-from mobilefit.data.folder import TEST_FRACTION, check_bad, image_files
+from mobilefit.data.folder import TEST_FRACTION, check_bad, check_depth, image_files
 from mobilefit.data.images import Indices, worker_count
 from mobilefit.data.masks import (
     CLASSES_FILE,
@@ -74,6 +76,12 @@ from mobilefit.progress import Progress
 
 MASK_FOLDERS = ("labels", "masks", "annotations")
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+SMOOTHED_PROBED = 16
+"""Masks that are looked at for smooth edges: those with most values."""
+SMOOTHED_FEWEST = 5
+"""Values of a mask up to which its edges are taken for sharp."""
+SMOOTHED_HINT = f"save masks with sharp edges (nearest neighbour), or list every value in {CLASSES_FILE}"
 
 _LAYOUTS = ("give train/images and train/labels, or images/train and labels/train, with val beside train, "
             "or Cityscapes' leftImg8bit and gtFine")  # fmt: skip
@@ -222,6 +230,7 @@ def load_segmentation(
     seen, skipped = _look_at_all(listing, progress)
     check_bad(skipped, len(listing.pairs) + len(listing.lone), listing.root, "images and masks")
     _check_enough(listing, seen, skipped, holdout)
+    check_depth([str(one.pair.image) for one in seen], listing.root)
     labels = _labels(listing, seen, ignored)
     _check_labels(listing.root, seen, labels)
     pixels = np.stack([_pixels(one, labels) for one in seen])
@@ -459,7 +468,7 @@ def _labels(listing: Listing, seen: list[_Seen], ignore: tuple[int, ...]) -> Lab
             f"write {listing.root / CLASSES_FILE} with a line 'name red green blue' for each class, "
             "or save masks of class indices",
         )
-    labels = labelled(listing.rows or _numbered(seen, ignore), ignore)
+    labels = labelled(listing.rows or _numbered(listing.root, seen, ignore), ignore)
     if len(labels.names) < 2:
         raise InputError(
             f"{listing.root} has one class alone, '{''.join(labels.names)}'; 255 stands for pixels left out",
@@ -471,7 +480,7 @@ def _labels(listing: Listing, seen: list[_Seen], ignore: tuple[int, ...]) -> Lab
     return labels
 
 
-def _numbered(seen: list[_Seen], ignore: tuple[int, ...]) -> tuple[Row, ...]:
+def _numbered(root: Path, seen: list[_Seen], ignore: tuple[int, ...]) -> tuple[Row, ...]:
     """The classes of masks that nothing explains: 0 to the largest value in training."""
     passed_over = {IGNORED, *ignore}
     largest = [
@@ -480,13 +489,54 @@ def _numbered(seen: list[_Seen], ignore: tuple[int, ...]) -> tuple[Row, ...]:
     value, one = max(largest, key=lambda found: found[0])
     if value < 0:
         raise InputError("no pixel of the training masks has a label that is not ignored")
+    if smoothed := _smoothed(seen):
+        raise InputError(smoothed, SMOOTHED_HINT)
     if value >= MOST_CLASSES:
         raise InputError(
             f"{one.pair.mask} holds {value} at {_place(one, value)}, and nothing lists the classes, "
             f"which are 0 to {MOST_CLASSES - 1} then",
             f"list them in {CLASSES_FILE}, or leave these pixels out by --ignore-label {value}",
         )
+    used = sorted({code for one in seen for code in one.counts} - passed_over)
+    if len(set(range(value + 1)) - passed_over) > 2 * len(used):
+        also = ", 255 too if it is a class" if any(IGNORED in one.counts for one in seen) else ""
+        raise InputError(
+            f"{one.pair.mask} holds {value} at {_place(one, value)}, and nothing lists the classes; 0 to {value} would "
+            f"be too many: the masks hold {_few_values(used)} alone",
+            f"write {root / CLASSES_FILE} with a line 'value name' for each value{also}, "
+            f"or leave these pixels out by --ignore-label {value}",
+        )
     return tuple(Row(number, f"class {number}") for number in range(value + 1))
+
+
+def _few_values(values: list[int]) -> str:
+    return ", ".join(map(str, values[:6])) + (f" and {len(values) - 6} more values" if len(values) > 6 else "")
+
+
+def _smoothed(seen: list[_Seen]) -> str:
+    """Why masks seem to have been resized, or drawn with smooth edges; empty: they do not.
+
+    Most of their values stand on edges alone then, with no pixel among four neighbours of its value, while
+    most pixels have such neighbours.
+    """
+    rich = [one for one in sorted(seen, key=lambda one: -len(one.counts)) if len(one.counts) > SMOOTHED_FEWEST]
+    inside: set[int] = set()
+    everywhere: Counter[int] = Counter()
+    for one in rich[:SMOOTHED_PROBED]:
+        codes = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured).codes
+        middle = codes[1:-1, 1:-1]
+        same = (middle == codes[:-2, 1:-1]) & (middle == codes[2:, 1:-1])
+        same &= (middle == codes[1:-1, :-2]) & (middle == codes[1:-1, 2:])
+        inside.update(np.unique(middle[same]).tolist())
+        everywhere.update(one.counts)
+    edges = sorted(everywhere.keys() - inside)
+    pixels = sum(everywhere[code] for code in edges)
+    if len(edges) <= max(SMOOTHED_FEWEST, len(everywhere) / 2) or pixels > everywhere.total() / 2:
+        return ""
+    one = next(one for one in rich if edges[0] in one.counts)
+    what = f"the colour {colour_of(edges[0])}" if one.coloured else str(edges[0])
+    return (f"{one.pair.mask} holds {what} at {_place(one, edges[0])}, and {len(edges)} of the {len(everywhere)} values "
+            "in such masks stand on edges alone: they were resized, or drawn with smooth edges")  # fmt: skip
 
 
 def _check_labels(root: Path, seen: list[_Seen], labels: Labels) -> None:
@@ -499,6 +549,8 @@ def _check_labels(root: Path, seen: list[_Seen], labels: Labels) -> None:
     wrong = [(one, code) for one, code in unknown if code is not None]
     if not wrong:
         return
+    if smoothed := _smoothed([one for one, _ in wrong]):
+        raise InputError(smoothed, SMOOTHED_HINT)
     one, code = wrong[0]
     found = f"{one.pair.mask}{_more(wrong)} holds"
     place = f"at {_place(one, code)}"
