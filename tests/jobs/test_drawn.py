@@ -241,3 +241,30 @@ def test_the_worst_and_other_label_maps_are_pictured(tmp_path: Path) -> None:
     assert worst[0]["truth_jpeg"] != worst[0]["found_jpeg"] and worst[1]["truth_jpeg"] == worst[1]["found_jpeg"]
     shown = [one["index"] for part in pictures.values() for one in part]
     assert len(shown) == len(set(shown)) and len(images) - 1 in shown
+
+
+@pytest.mark.parametrize("name", ["cup", "Größe 5 ½", "чашка", "φ", "a\u0301"])
+def test_names_that_dejavu_has_are_drawn_in_it(name: str) -> None:
+    (written,), font = drawn._written([name], 20)
+    assert written == name and Path(str(font.path)).name == "DejaVuSans.ttf"
+
+
+@pytest.mark.parametrize(("name", "escaped"), [("猫", r"\u732b"), ("a 🦊 b", r"a \U0001f98a b"), ("ไทย 5", r"\u0e44\u0e17\u0e22 5")])
+def test_names_that_no_font_has_are_escaped(monkeypatch: pytest.MonkeyPatch, name: str, escaped: str) -> None:
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
+    drawn._font_with.cache_clear()
+    assert drawn._written([name, "cup"], 20)[0] == [escaped, "cup"]
+    picture = draw_boxes(canvas(500, 400), [[10, 10, 300, 300]], [0], None, [name])
+    assert np.array_equal(picture, draw_boxes(canvas(500, 400), [[10, 10, 300, 300]], [0], None, [escaped]))
+    drawn._font_with.cache_clear()
+
+
+def test_a_font_of_the_machine_that_has_a_name_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = str(Path(drawn._dejavu()).with_name("DejaVuSerif.ttf"))
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: ["/nowhere.ttf", other])
+    letters = drawn._letters
+    monkeypatch.setattr(drawn, "_letters", lambda path: letters(path) | ({ord("猫")} if path == other else set()))
+    drawn._font_with.cache_clear()
+    (written,), font = drawn._written(["猫"], 20)
+    assert written == "猫" and font.path == other
+    drawn._font_with.cache_clear()

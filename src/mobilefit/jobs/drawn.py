@@ -64,13 +64,14 @@ def _row(
     draw: ImageDraw.ImageDraw, found: dict[str, Any], box: tuple[int, int, int, int], text: int
 ) -> None:
     left, top, right, bottom = box
-    font, pad = _font(text), text // 2
+    font, pad = _font(text, _dejavu()), text // 2
+    (name,), own = _written([found["class"]], text)
     share = f"{found['share']:.1%}"
     end = left + (right - left) * float(found["share"])
     if end >= left + 1:
         draw.rectangle((left, top + 2, end, bottom - 2), fill=BAR)
     middle, room = (top + bottom) // 2, right - left - 3 * pad - font.getlength(share)
-    draw.text((left + pad, middle), _fitted(found["class"], font, room), INK, font, anchor="lm")
+    draw.text((left + pad, middle), _fitted(name, own, room), INK, own, anchor="lm")
     draw.text((right - pad, middle), share, INK, font, anchor="rm")
 
 
@@ -82,11 +83,49 @@ def _fitted(name: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     return name + "…"
 
 
+def _written(names: Sequence[str], size: int) -> tuple[list[str], ImageFont.FreeTypeFont]:
+    """Names as they are drawn, and a font for all; what no font of this machine has is escaped."""
+    path = _font_with(frozenset("".join(names)))
+    if path is not None:
+        return list(names), _font(size, path)
+    had = _letters(_dejavu())
+    escaped = ["".join(c if ord(c) in had else c.encode("ascii", "backslashreplace").decode() for c in name) for name in names]
+    return escaped, _font(size, _dejavu())
+
+
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int, path: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _dejavu() -> str:
     import matplotlib  # its DejaVu Sans has Latin, Greek and Cyrillic; Pillow's own has Latin alone
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    return str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[int]:
+    """The characters that a font has; none if it cannot be drawn with."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        ImageFont.truetype(path, SMALLEST_TEXT)  # not with a font of coloured pictures of one size
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def _font_with(letters: frozenset[str]) -> str | None:
+    """A font that has all of these letters: DejaVu Sans, or one of this machine's."""
+    from matplotlib import font_manager
+
+    codes = {ord(letter) for letter in letters}
+    if codes <= _letters(_dejavu()):
+        return _dejavu()
+    codes.update(map(ord, "0123456789.%…"))
+    return next((path for path in sorted(font_manager.findSystemFonts()) if codes <= _letters(path)), None)
 
 
 # ---- boxes
@@ -184,7 +223,8 @@ def _label(
     text: int, taken: Sequence[Rectangle],
 ) -> Rectangle:  # fmt: skip
     """Write a name on its colour beside a box, and tell where."""
-    font, gap = _font(text), max(2, text // LABEL_GAP)
+    gap = max(2, text // LABEL_GAP)
+    (name,), font = _written([name], text)
     name = _fitted(name, font, size[0] - 2 * gap)
     across, down = font.getlength(name) + 2 * gap, text + gap
     small = across * down / max((box[2] - box[0]) * (box[3] - box[1]), 1)  # such a box would be hidden
@@ -261,8 +301,10 @@ def _borders(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, Any]]) -> Image.Image:
     """The picture over a panel with a swatch and a name for each entry, in rows."""
     text = max(13, min(picture.size) // 30)
-    font, row, pad = _font(text), round(1.7 * text), text // 2
-    rows = _in_rows([(_fitted(name, font, picture.width - 4 * pad - text), colour) for name, colour in entries],
+    row, pad = round(1.7 * text), text // 2
+    names, font = _written([name for name, _ in entries], text)
+    fitted = [_fitted(name, font, picture.width - 4 * pad - text) for name in names]
+    rows = _in_rows(zip(fitted, [colour for _, colour in entries], strict=True),
                     lambda name: font.getlength(name) + text + 4 * pad, picture.width - 2 * pad)  # fmt: skip
     height = picture.height + row * len(rows) + 2 * pad
     canvas = Image.new("RGB", (picture.width, height + height % 2), PANEL)
