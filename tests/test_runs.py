@@ -26,7 +26,7 @@ from mobilefit.errors import (
     did_you_mean,
     unknown,
 )
-from mobilefit.progress import Progress, Voice
+from mobilefit.progress import Progress, Voice, printable
 from mobilefit.runs import (
     append_jsonl,
     atomic_file,
@@ -363,3 +363,13 @@ def test_every_public_name_is_there() -> None:
         assert callable(getattr(mobilefit, name)), name
     with pytest.raises(AttributeError, match="no attribute 'biuld'"):
         _ = mobilefit.biuld  # type: ignore[attr-defined]
+
+
+def test_names_that_are_no_text_are_escaped_in_files(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.html", "caf\udce9 \ud800 é")
+    assert (tmp_path / "a.html").read_text("utf-8") == "caf\\udce9 \\ud800 é"
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a\x1b]0;b\x07", "a\\x1b]0;b\\x07"), ("a\r\x85b", "a\\x0d\\x85b"), ("a\tb\n猫", "a\tb\n猫")])
+def test_control_characters_do_not_reach_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown

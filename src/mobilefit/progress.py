@@ -11,6 +11,14 @@ LINE_SECONDS = 15.0
 """Between two lines where standard error is not a terminal."""
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """Text without control characters but line breaks and tabs: a file's name may hold any."""
+    return text.translate(_CONTROLS)
+
+
 class Progress:
     """Counts units of work and shows rate and time left.
 
@@ -68,7 +76,7 @@ class Voice:
     def __call__(self, line: str) -> None:
         """Say a line."""
         if not self.quiet:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(printable(line), file=sys.stderr)
             sys.stderr.flush()
 
     def label(self, text: str) -> str | None:

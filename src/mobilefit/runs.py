@@ -94,9 +94,12 @@ def hold(folder: Path) -> object:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write ``data`` to ``path``, whole or not at all. See :func:`atomic_file`."""
+    """Write ``data`` to ``path``, whole or not at all. See :func:`atomic_file`.
+
+    What is no Unicode in text (names of files may be anything) is escaped.
+    """
     with atomic_file(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:

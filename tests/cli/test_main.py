@@ -174,3 +174,12 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(info_job, "info", broken)
     with pytest.raises(ZeroDivisionError):
         run("info", "mobilenet_v2")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_letters_that_standard_output_lacks_are_escaped(encoding: str) -> None:
+    code = "import sys; from mobilefit.cli import main; main(['--version']); print('a 猫 \\udce9')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    lines = done.stdout.decode(encoding).splitlines()
+    assert lines[-1] == ("a 猫 \\udce9" if encoding == "utf-8" else r"a \u732b \udce9")

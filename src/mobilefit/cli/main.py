@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import io
 import os
 import shlex
 import signal
@@ -20,6 +21,7 @@ import click
 
 from mobilefit import __version__
 from mobilefit.errors import MobilefitError, Terminated, unknown
+from mobilefit.progress import printable
 
 
 class Verb(NamedTuple):
@@ -157,6 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 2: bad input; 3: a quality gate failed; 130: interrupted; 143: terminated.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal lacks letters for is no failure
     with _sigterm_raises():
         return _answered(sys.argv[1:] if arguments is None else arguments)
 
@@ -204,7 +209,7 @@ def _on_sigterm(number: int, frame: types.FrameType | None) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(f"mobilefit: {line}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     return code
 
