@@ -135,7 +135,7 @@ def test_a_holdout_out_of_range_is_an_error(tmp_path: Path, holdout: float) -> N
 
 
 def test_a_folder_of_anything_else_is_an_error_that_lists_the_layouts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no annotations that are known; give Pascal VOC"):
+    with pytest.raises(InputError, match="holds no annotations that are known: it holds nothing; give Pascal VOC"):
         load_detection(tmp_path)
     with pytest.raises(InputError, match="is not a folder; give Pascal VOC"):
         load_detection(tmp_path / "nothing")

@@ -545,7 +545,7 @@ def no_train(root: Path) -> None:
 
 
 def no_images_folder(root: Path) -> None:
-    (root / "val/images").rename(root / "val/photos")
+    (root / "val/images").rename(root / "val/elsewhere")
 
 
 BAD_LAYOUTS: dict[Edit, str] = {

@@ -221,7 +221,7 @@ def test_pictures_of_one_id_are_an_error(tmp_path: Path) -> None:
 
 def test_annotations_without_a_folder_of_pictures_are_an_error(tmp_path: Path) -> None:
     root = make_voc(tmp_path, train=3, val=2)
-    (root / "JPEGImages").rename(root / "photos")
+    (root / "JPEGImages").rename(root / "elsewhere")
     with pytest.raises(InputError, match=r"there is no .*JPEGImages; put the pictures there"):
         load_detection(root)
 

@@ -10,6 +10,7 @@ from mobilefit.data.classification import ClassificationData, SkippedFile
 from mobilefit.data.fashion_mnist import load_fashion_mnist
 from mobilefit.data.folder import load_folder
 from mobilefit.data.images import ImageSet
+from mobilefit.data.names import check_class_names
 from mobilefit.data.order import Sampling, batch_count, class_weights
 from mobilefit.data.preset import Preset
 from mobilefit.data.shards import is_shards, load_shards
@@ -55,9 +56,16 @@ def load(
     if not 0 <= holdout <= 0.5:
         raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
     if str(source) in DATA_SETS:
+        if Path(source).is_dir():
+            raise InputError(
+                f"'{source}' is a data set that comes with mobilefit, and a folder of that name is here too",
+                f"give ./{source} for the folder; for the other, call this from elsewhere",
+            )
         return DATA_SETS[str(source)](seed=seed, holdout=holdout)
     if is_shards(str(source)):
-        return load_shards(str(source), seed=seed, holdout=holdout, progress=progress)
+        data = load_shards(str(source), seed=seed, holdout=holdout, progress=progress)
+        check_class_names(data.classes, data.name)
+        return data
     root = Path(source)
     if not root.exists():
         hint = did_you_mean(str(source), DATA_SETS) or "give a folder of class folders"

@@ -50,5 +50,7 @@ class Annotations:
     """Annotations that cannot be used."""
     strays: tuple[str, ...] = ()
     """Boxes of images that their file does not list."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of how the folder was read."""
     states: States = "corners"
     """What the numbers of the boxes were in the files; ``Record.boxes`` are corners in any case."""

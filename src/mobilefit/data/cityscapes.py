@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mobilefit.data.layout import is_junk
 from mobilefit.data.masks import Colour
 from mobilefit.errors import InputError
 
@@ -85,5 +86,5 @@ def files(root: Path) -> tuple[dict[str, tuple[Files, Files]], bool]:
 
 
 def _found(folder: Path, end: str) -> Files:
-    paths = sorted(folder.glob(f"*/*{end}"))
+    paths = sorted(path for path in folder.glob(f"*/*{end}") if not is_junk(path.name) and not is_junk(path.parent.name))
     return {path.relative_to(folder).as_posix().removesuffix(end): path for path in paths}

@@ -37,6 +37,8 @@ class ClassificationData:
     sizes), whatever the split's seed."""
     short_side: int
     """Median short side of the images in pixels, as they are on disk."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of how the folder was read."""
 
     @property
     def tiny(self) -> bool:

@@ -5,6 +5,7 @@ A JSON file for each part, found by its name:
 - ``annotations/instances_train2017.json`` and ``instances_val2017.json``;
 - ``train.json`` and ``val.json``, in the folder itself or in ``annotations``;
 - ``train/_annotations.coco.json``, ``valid/...`` and ``test/...``, as Roboflow exports them;
+- ``annotations_train.json``, ``coco_val.json`` and the like, where no file has a name of the above;
 - one file alone, whatever its name: it is divided by the seed.
 
 Pictures lie in a folder named like the file or like the part (``train2017``, ``train``), there or below
@@ -12,7 +13,8 @@ Pictures lie in a folder named like the file or like the part (``train2017``, ``
 
 The classes are the categories in the order of their ids; files are brought together by the categories'
 names. A category that no box has and that is another's ``supercategory`` is left out: Roboflow writes
-one such. A box of a category that the file lacks is an error, since then no label can be trusted.
+one such, at times of a real class's name. Ids may be numbers or text, 1, 1.0 and "1" being one; paths may have
+Windows' separators; of paths that lead nowhere here the last part is tried. A box of a category that the file lacks is an error, since then no label can be trusted.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mobilefit.data.annotations import Annotations, Corners, Record
 from mobilefit.data.classification import SkippedFile
+from mobilefit.data.layout import is_junk
+from mobilefit.data.names import is_path_below, last_part, picture_in, spelling
 from mobilefit.errors import InputError
 
 ROBOFLOW = "_annotations.coco.json"
@@ -54,7 +59,8 @@ def find(root: Path) -> dict[str, File]:
         InputError: there are two for one part.
     """
     paths = chain(root.glob("*.json"), root.glob("annotations/*.json"), root.glob(f"*/{ROBOFLOW}"))
-    files = [File(path, _word(path)) for path in sorted(paths)]
+    mine = (path for path in paths if not any(map(is_junk, path.relative_to(root).parts)))
+    files = [File(path, _word(path)) for path in sorted(mine)]
     parts: dict[str, File] = {}
     for file in files:
         part = part_of(file.word)
@@ -62,7 +68,21 @@ def find(root: Path) -> dict[str, File]:
             raise InputError(f"{parts[part].path} and {file.path} are both for {part}", "keep one of them")
         if part:
             parts[part] = file
-    return parts or ({"train": files[0]} if len(files) == 1 else {})
+    if not parts and len(files) == 1:
+        return {"train": files[0]}
+    return parts or _by_any_word(files)
+
+
+def _by_any_word(files: Sequence[File]) -> dict[str, File]:
+    """Files whose names tell the part elsewhere than at their beginning: ``annotations_train.json``."""
+    parts: dict[str, File] = {}
+    for file in files:
+        words = [part for word in re.split(r"[^a-z0-9]+", file.word.lower()) if (part := part_of(word))]
+        if len(words) == 1:
+            if words[0] in parts:
+                raise InputError(f"{parts[words[0]].path} and {file.path} are both for {words[0]}", "keep one of them")
+            parts[words[0]] = file
+    return parts
 
 
 def _word(path: Path) -> str:
@@ -120,26 +140,27 @@ def _read(root: Path, part: str, file: File) -> _Found:
     categories = _categories(content, file.path)
     images = _images(content, file.path)
     notes, strays = _by_image(content, file.path, categories, images)
-    folder = _folder(root, part, file, [image["file_name"] for image in images.values()])
+    folder, flat = _folder(root, part, file, [image["file_name"] for image in images.values()])
     source = f"{file.path.relative_to(root).as_posix()} annotation"
     records, skipped = [], []
     for key, image in images.items():
-        name = image["file_name"]
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        name = last_part(image["file_name"]) if flat else image["file_name"]
+        if not is_path_below(name):
             skipped.append(SkippedFile(path=name, why=f"{file.path.name} names a file outside of the folder"))
             continue
         own = notes.get(key, [])
         records.append(Record(
             part=part,
-            path=folder / name,
+            path=picture_in(folder, name),
             source=source,
             size=_size(image),
             boxes=[_corners(note.get("bbox")) for _, note in own],
-            names=[categories[note["category_id"]] for _, note in own],
+            names=[categories[_key(note["category_id"])] for _, note in own],
             crowd=[bool(note.get("iscrowd", 0)) for _, note in own],
             ids=[mark for mark, _ in own],
         ))  # fmt: skip
-    supers = frozenset(str(row.get("supercategory")) for row in content["categories"])
+    above = {_name(row): str(row.get("supercategory")).strip() for row in content["categories"]}
+    supers = frozenset(above.values()).difference(name for name, other in above.items() if name == other)
     return _Found(tuple(categories.values()), supers, records, skipped, [f"{source} {one}" for one in strays])
 
 
@@ -170,30 +191,51 @@ def _is_rows(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
-def _categories(content: dict[str, list[Row]], path: Path) -> dict[int, str]:
-    """Names by id, in the order of the ids."""
-    names: dict[int, str] = {}
+def _key(value: object) -> object:
+    """An id, whichever of 1, 1.0 and "1" a program writes for it; ``None`` for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 and str(int(value)) == value:
+        return int(value)
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+
+
+def _name(row: Row) -> str:
+    return spelling(str(row.get("name")).strip())
+
+
+def _categories(content: dict[str, list[Row]], path: Path) -> dict[object, str]:
+    """Names by id, in the order of the ids; without the placeholder that Roboflow writes for all of them."""
+    names: dict[object, str] = {}
+    used = {_key(row.get("category_id")) for row in content["annotations"]}
+    written = Counter(map(_name, content["categories"]))
     for row in content["categories"]:
-        key, name = row.get("id"), row.get("name")
-        if not isinstance(key, int) or not isinstance(name, str) or not name.strip():
+        key, name = _key(row.get("id")), _name(row)
+        if key is None or not isinstance(row.get("name"), str) or not name:
             raise InputError(f"{path}: a category lacks its id or name: {json.dumps(row)[:80]}")
-        if key in names or name.strip() in names.values():
+        if written[name] > 1 and key not in used and row.get("supercategory") in (None, "", "none"):
+            continue  # the placeholder, of a real class's name
+        if key in names or name in names.values():
             raise InputError(f"{path}: two categories have the id {key} or the name '{name}'", "rename one of them")
-        names[key] = name.strip()
+        names[key] = name
     if not names:
         raise InputError(f"{path} lists no categories")
-    return dict(sorted(names.items()))
+    words = [key for key in names if isinstance(key, str)]
+    if words and len(words) < len(names):
+        raise InputError(f"{path}: some category ids are numbers, others words such as '{words[0]}'", "number them all")
+    return dict(sorted(names.items(), key=lambda item: item[0]))  # type: ignore[arg-type,return-value]
 
 
 def _images(content: dict[str, list[Row]], path: Path) -> dict[object, Row]:
     """The images by id."""
     images: dict[object, Row] = {}
     for number, row in enumerate(content["images"], 1):
-        if not isinstance(row.get("id"), (int, str)) or not isinstance(row.get("file_name"), str):
+        key = _key(row.get("id"))
+        if key is None or not isinstance(row.get("file_name"), str):
             raise InputError(f"{path}: image number {number} lacks its id or file_name")
-        if row["id"] in images:
-            raise InputError(f"{path}: two images have the id {row['id']}")
-        images[row["id"]] = row
+        if key in images:
+            raise InputError(f"{path}: two images have the id {key}")
+        images[key] = row
     if not images:
         raise InputError(f"{path} lists no images")
     return images
@@ -204,7 +246,7 @@ Marked = tuple[object, Row]
 
 
 def _by_image(
-    content: dict[str, list[Row]], path: Path, categories: dict[int, str], images: dict[object, Row]
+    content: dict[str, list[Row]], path: Path, categories: dict[object, str], images: dict[object, Row]
 ) -> tuple[dict[object, list[Marked]], list[object]]:
     """The annotations of each image, and those of images that are not listed."""
     notes: dict[object, list[Marked]] = {}
@@ -212,11 +254,11 @@ def _by_image(
     wrong = []
     for number, row in enumerate(content["annotations"], 1):
         mark = row.get("id", f"number {number}")
-        category, image = row.get("category_id"), row.get("image_id")
-        if not isinstance(category, int) or category not in categories:
+        category, image = row.get("category_id"), _key(row.get("image_id"))
+        if _key(category) not in categories:
             lacks = "no category_id" if category is None else f"the category_id {category}, which is not listed"
             wrong.append(f"annotation {mark} has {lacks}")
-        elif isinstance(image, (int, str)) and image in images:
+        elif image in images:
             notes.setdefault(image, []).append((mark, row))
         else:
             strays.append(mark)
@@ -226,8 +268,8 @@ def _by_image(
     return notes, strays
 
 
-def _folder(root: Path, part: str, file: File, names: Sequence[str]) -> Path:
-    """Where the pictures are.
+def _folder(root: Path, part: str, file: File, names: Sequence[str]) -> tuple[Path, bool]:
+    """Where the pictures are, and whether by the last part of their names alone: paths of another machine.
 
     Raises:
         InputError: none of the first ones is anywhere; it says where was looked.
@@ -236,9 +278,11 @@ def _folder(root: Path, part: str, file: File, names: Sequence[str]) -> Path:
     named = [folder for folder in below if folder.is_dir() and folder.name == file.word]
     alike = [folder for folder in below if folder.is_dir() and part_of(folder.name) == part]
     places = dict.fromkeys([*named, *alike, root / "images", root, file.path.parent])
-    for place in places:
-        if any((place / name).is_file() for name in names[:PROBED]):
-            return place
+    some = [name for name in names if is_path_below(name)][:PROBED]
+    for flat, probed in ((False, some), (True, [last_part(name) for name in names[:PROBED]])):
+        for place in places:
+            if any(picture_in(place, name).is_file() for name in probed):
+                return place, flat
     looked = ", ".join(str(place) for place in places if place.is_dir())
     raise InputError(
         f"no picture that {file.path} lists is there, such as {names[0]}: looked in {looked}",

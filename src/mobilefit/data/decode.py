@@ -8,13 +8,15 @@ prediction all go through them, so that a pixel is never computed in two ways.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from mobilefit.errors import InputError
 
@@ -23,6 +25,25 @@ Box = tuple[float, float, float, float]
 
 # What Pillow has to say of metadata and sizes would stand between our own lines: a picture is decoded or it is bad.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_NEEDING = {"jpg_2000": (".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c"), "avif": (".avif",)}
+"""Extensions by what Pillow may lack."""
+HEIC = (".heic", ".heif", ".hif")
+HEIC_HINT = "pip install 'mobilefit[heic]'"
+
+
+def _read_here() -> tuple[str, ...]:
+    """Extensions of the image files that are read, of all that Pillow and pillow-heif read here."""
+    usual = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jpe", ".jfif")
+    more = [ends for feature, ends in _NEEDING.items() if features.check(feature)]
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+        more.append(HEIC)
+    return (*usual, *(end for ends in more for end in ends))
+
+
+EXTENSIONS = _read_here()
+"""Of image files that can be read."""
 
 MIN_SIDE = 4
 """Shortest side in pixels of an image that can show anything; anything below is a bad file."""
@@ -60,7 +81,8 @@ def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple
         file.load()  # the header alone does not show a truncated file
         image = to_rgb(file)
     except UnidentifiedImageError as error:
-        raise BadImageError("not an image") from error
+        heic = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")
+        raise BadImageError(f"a HEIC picture: {HEIC_HINT}" if heic else "not an image") from error
     except BadImageError:
         raise
     except Exception as error:  # decoders raise anything at all on damaged bytes

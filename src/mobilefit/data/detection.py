@@ -1,7 +1,7 @@
 """Images with boxes: what is in them, and where.
 
-Two layouts are read: Pascal VOC (``mobilefit.data.voc``) and COCO, Roboflow's kind too
-(``mobilefit.data.coco``). Their parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test`` the
+Three layouts are read: Pascal VOC (``mobilefit.data.voc``), COCO (``mobilefit.data.coco``), both of
+Roboflow's kind too, and YOLO (``mobilefit.data.yolo``). Their parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test`` the
 one that is there is the test set, and the held-out part comes from ``train``; with both, ``val`` is the
 held-out part; with ``train`` alone, a fifth, chosen by the seed, is the test set.
 
@@ -43,12 +43,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mobilefit.data import coco, voc
+from mobilefit.data import coco, layout, voc, yolo
 from mobilefit.data.annotations import PARTS, Annotations, Record, States
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.folder import TEST_FRACTION, check_bad, check_depth
 from mobilefit.data.images import Indices
 from mobilefit.data.lazy import too_many_bad
+from mobilefit.data.names import check_class_names
 from mobilefit.data.pictures import MEND, Picture, Pictures, looked_at
 from mobilefit.data.preset import Preset
 from mobilefit.errors import InputError
@@ -64,7 +65,8 @@ FEWEST_TO_TELL = 4
 EXAMPLES = 3
 """Bad boxes of each kind that are named."""
 _LAYOUTS = ("give Pascal VOC (Annotations, JPEGImages, ImageSets/Main), COCO (annotations/instances_train.json "
-            "and a folder train, the same for val), or train/_annotations.coco.json as Roboflow exports it")  # fmt: skip
+            "and a folder train, the same for val), or YOLO (images/train, labels/train, data.yaml); Datumaro, FiftyOne "
+            "and Roboflow convert others to these")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,6 +201,8 @@ class DetectionData:
     fingerprint: str
     """SHA-256 of the content (names, classes, boxes and files; of a large data set the files' sizes),
     whatever the split's seed."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of how the folder was read."""
 
     def preset(self, resolution: int, width: int | None = None) -> Preset:
         """The usual preset of detectors: the whole picture, whatever its sides, at this height and width."""
@@ -229,6 +233,7 @@ def load_detection(
     if not 0 <= holdout <= 0.5:
         raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
     found = _annotations(Path(source))
+    check_class_names(found.classes, found.root)
     _check_once(found.records)
     good, skipped = _usable(found, progress)
     check_depth([str(one.picture.path) for one in good], found.root)
@@ -246,6 +251,7 @@ def load_detection(
         holdout=whole.subset(division.holdout),
         test=whole.subset(division.test),
         skipped=skipped,
+        notes=found.notes,
         dropped=dropped,
         clipped=clipped,
         fingerprint=_fingerprint(found, good, truths),
@@ -255,11 +261,16 @@ def load_detection(
 def _annotations(root: Path) -> Annotations:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder", _LAYOUTS)
-    if folder := voc.find(root):
-        return voc.read(folder)
+    if found := voc.find(root):
+        return voc.read(*found)
     if files := coco.find(root):
         return coco.read(root, files)
-    raise InputError(f"{root} holds no annotations that are known", _LAYOUTS)
+    if found := voc.find_elsewhere(root):
+        return voc.read(*found)
+    if labels := yolo.find(root):
+        return yolo.read(root, labels)
+    seen, command = layout.fitting(root, "detect") or (f"it holds {layout.counted(root)}", _LAYOUTS)
+    raise InputError(f"{root} holds no annotations that are known: {seen}", command)
 
 
 def _check_once(records: Sequence[Record]) -> None:
@@ -390,17 +401,22 @@ class _Meant(NamedTuple):
 
 def _meant(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], states: States) -> _Meant | None:
     """What the numbers are, if not what the format has; ``None``: they may well be that."""
-    if states == "shares" or not len(boxes):
+    if not len(boxes):
         return None
     left_top, right_bottom = boxes[:, :2], boxes[:, 2:]
     sides = right_bottom - left_top
+    if states == "shares":
+        middle, hint = (left_top + right_bottom) / 2, "YOLO's boxes are centre, width, height, as shares of the picture"
+        if (wrong := ~_fits(boxes, sizes)).mean() > MISREAD and (sides[wrong] > 2 * sizes[wrong, :2]).any(axis=1).mean() > 0.5:
+            return _Meant("are no shares of the picture (0 to 1)", hint)
+        return _other_reading(boxes, sizes, [
+            (np.hstack([middle, sides]), "have corners in the place of centre and sides", hint),
+            (np.hstack([middle, middle + sides]), "have left and top in the place of their centre", hint),
+        ])  # fmt: skip
     numbers = np.hstack([left_top, sides]) if states == "sides" else boxes
     shares = int(np.logical_and.reduce(np.hstack([numbers <= 1, sides > 0]), axis=1).sum())
     if shares == len(boxes) or too_many_bad(shares, len(boxes)):
         return _Meant("are shares of the picture (0 to 1), not pixels", "multiply them by its width and height")
-    wrong = ~_fits(boxes, sizes)
-    if len(boxes) < FEWEST_TO_TELL or wrong.sum() < 2 or wrong.mean() < MISREAD:
-        return None
     if states == "corners":
         others = [(np.hstack([left_top, left_top + right_bottom]), "have width and height in the place of xmax and ymax",
                    "add xmin and ymin to them")]  # fmt: skip
@@ -411,6 +427,16 @@ def _meant(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], state
             (np.hstack([left_top - sides / 2, left_top + sides / 2]), "have their centre in the place of left and top",
              "COCO's boxes are left, top, width, height"),
         ]  # fmt: skip
+    return _other_reading(boxes, sizes, others)
+
+
+def _other_reading(
+    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], others: Sequence[tuple[npt.NDArray[np.float64], str, str]]
+) -> _Meant | None:  # fmt: skip
+    """The reading, of boxes with what is seen and what to do, that fits all pictures where the first does not."""
+    wrong = ~_fits(boxes, sizes)
+    if len(boxes) < FEWEST_TO_TELL or wrong.sum() < 2 or wrong.mean() < MISREAD:
+        return None
     return next((_Meant(seen, hint) for other, seen, hint in others if _fits(other, sizes).all()), None)
 
 

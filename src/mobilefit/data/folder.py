@@ -8,8 +8,11 @@ Two layouts are read:
   whole. With ``train`` alone, it is divided like the second layout.
 - ``CLASS/*.jpg``: a fifth of each class, chosen by the seed, is the test set.
 
-Images may lie deeper inside a class folder. Hidden files and files without an image's extension
-(``EXTENSIONS``) are ignored. Classes and files are taken in sorted order. Folders named by WordNet
+Parts may have other names; what is no folder of class folders is refused: see ``mobilefit.data.layout``.
+
+Images may lie deeper inside a class folder. Hidden files, what systems put beside files (``layout.JUNK``) and
+files without an image's extension (``EXTENSIONS``) are ignored; of the latter those that may be pictures are
+counted. Classes and files are taken in sorted order. Folders named by WordNet
 ids get readable class names, and ImageNet's flat ``val`` is read too: see ``mobilefit.data.imagenet``.
 
 **The rule for bad files.** Every image file is read and decoded to its end when the data set is
@@ -40,7 +43,13 @@ import numpy.typing as npt
 
 from mobilefit.data import imagenet
 from mobilefit.data.classification import ClassificationData, SkippedFile
-from mobilefit.data.decode import DEEP_EXTENSIONS, BadImageError, Pixels, peak_of_16_bits
+from mobilefit.data.decode import (
+    DEEP_EXTENSIONS,
+    EXTENSIONS,
+    BadImageError,
+    Pixels,
+    peak_of_16_bits,
+)
 from mobilefit.data.images import (
     FileSource,
     ImageSet,
@@ -49,14 +58,13 @@ from mobilefit.data.images import (
     look_at,
     worker_count,
 )
+from mobilefit.data.layout import class_parts, is_junk, may_be_picture, passed_over, subfolders
 from mobilefit.data.lazy import BAD_FRACTION, LazyFileSource, too_many_bad
+from mobilefit.data.names import check_class_names, spelling
 from mobilefit.data.splits import stratified
 from mobilefit.data.store import ROOM, Store
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-VALIDATION_NAMES = ("val", "valid", "validation")
 
 LOOKED_AT = 20_000
 """Most image files that are decoded when the data set is loaded: a minute or two."""
@@ -130,6 +138,8 @@ class Listing:
     sizes: Indices
     """[n], in bytes; -1: it cannot be told."""
     paths: Paths
+    notes: tuple[str, ...]
+    """What is to be said of the folder's layout."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,36 +160,13 @@ def load_folder(
         InputError: no class folders, fewer than two classes, parts with different classes, a class
             with too few images, too many bad files.
     """
-    parts = find_parts(root)
+    parts, notes = class_parts(root)
     check_classes(parts)
-    listing = listed(root, parts)
+    listing = listed(root, parts, notes)
     check_found(listing)
     if len(listing) > LOOKED_AT:
         return _load_unseen(listing, seed, holdout)
     return _load_seen(listing, seed, holdout, progress)
-
-
-def find_parts(root: Path) -> dict[str, Path]:
-    """The folders of the parts, "train" first.
-
-    Raises:
-        InputError: it is no folder, or has two for validation.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder", "give a folder of class folders")
-    folders = class_folders(root)
-    if "train" not in folders:
-        return {"train": root}
-    validation = [name for name in VALIDATION_NAMES if name in folders]
-    if len(validation) > 1:
-        raise InputError(f"{root} has both {validation[0]} and {validation[1]}", "keep one of them")
-    parts = {"train": root / "train"}
-    tested = "test" in folders and not imagenet.is_test(root / "test")
-    if validation:
-        parts["val" if tested else "test"] = root / validation[0]
-    if tested:
-        parts["test"] = root / "test"
-    return parts
 
 
 def check_classes(parts: dict[str, Path]) -> None:
@@ -189,7 +176,7 @@ def check_classes(parts: dict[str, Path]) -> None:
         InputError: it says of every part how it differs.
     """
     train = parts["train"]
-    classes = class_folders(train)
+    classes = subfolders(train)
     if not classes:
         raise InputError(
             f"{train} holds no class folders",
@@ -199,14 +186,17 @@ def check_classes(parts: dict[str, Path]) -> None:
         raise InputError(
             f"{train} holds one class alone, '{classes[0]}'", "two or more are needed to tell apart"
         )
+    for folder in parts.values():
+        check_class_names(subfolders(folder), folder)
     differing = list(filter(None, (_difference(classes, folder) for folder in parts.values())))
     if differing:
         raise InputError("; ".join(differing), "both must hold the same class folders")
 
 
 def _difference(classes: list[str], folder: Path) -> str:
-    found = class_folders(folder)
-    lacking, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    known, found = ({spelling(name): name for name in some} for some in (classes, subfolders(folder)))
+    lacking = sorted(known[one] for one in known.keys() - found.keys())
+    extra = sorted(found[one] for one in found.keys() - known.keys())
     if not (lacking or extra) or is_flat(folder):
         return ""
     said = [f"lacks {_first_few(lacking)}"] * bool(lacking)
@@ -216,47 +206,49 @@ def _difference(classes: list[str], folder: Path) -> str:
 
 def is_flat(folder: Path) -> bool:
     """Whether it is ImageNet's validation folder as published, without class folders."""
-    return not class_folders(folder) and imagenet.is_validation(folder)
+    return not subfolders(folder) and imagenet.is_validation(folder)
 
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the folders in it that are not hidden, sorted."""
-    try:
-        with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-    except OSError as error:
-        raise InputError(f"cannot read {root}: {error.strerror}") from error
+def image_files(folder: Path, others: list[str] | None = None) -> list[Path]:
+    """All image files under a folder, in the order of their paths.
+
+    Args:
+        others: gets the paths of files that may be pictures, and that are not read.
+    """
+    return [Path(entry.path) for entry in _walked(str(folder), others)]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files under a folder, in the order of their paths."""
-    return [Path(entry.path) for entry in _walked(str(folder))]
-
-
-def _walked(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+def _walked(folder: str, others: list[str] | None = None, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
     """Image files under a folder in the order of their paths; links are followed, but for circles."""
     here = os.path.realpath(folder)
     if here in above:
         return
     try:
         with os.scandir(folder) as entries:
-            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+            found = sorted((e for e in entries if not is_junk(e.name)), key=lambda e: e.name)
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
     for entry in found:
         if entry.is_dir():
-            yield from _walked(entry.path, (*above, here))
-        elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
-            yield entry
+            yield from _walked(entry.path, others, (*above, here))
+        elif entry.name.lower().endswith(EXTENSIONS):
+            if entry.is_file() or entry.is_symlink():
+                yield entry
+        elif others is not None and entry.is_file() and may_be_picture(entry.name):
+            others.append(entry.path)
 
 
-def listed(root: Path, parts: dict[str, Path]) -> Listing:
+def listed(root: Path, parts: dict[str, Path], notes: tuple[str, ...] = ()) -> Listing:
     """List the image files of all parts. Every class counts that is one in any part.
 
     Raises:
         InputError: a folder cannot be read, or nothing tells the classes of a flat ``val``.
     """
-    classes = tuple(sorted({name for folder in parts.values() for name in class_folders(folder)}))
+    spelled: dict[str, str] = {}
+    for folder in parts.values():
+        for name in subfolders(folder):
+            spelled.setdefault(spelling(name), name)  # as it is spelled in training
+    classes = tuple(sorted(spelled.values()))
     places = list(_places(root, parts, classes))
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = list(pool.map(_found, [(folder, label_of) for _, folder, label_of in places]))
@@ -268,6 +260,7 @@ def listed(root: Path, parts: dict[str, Path]) -> Listing:
         part=np.repeat(np.array([part for part, _, _ in places], np.int8), counts),
         labels=_joined([files.labels for files in found]),
         sizes=_joined([files.sizes for files in found]),
+        notes=(*notes, *filter(None, [passed_over(root, [path for files in found for path in files.others])])),
         paths=Paths(
             [str(folder) for _, folder, _ in places],
             np.repeat(np.arange(len(places), dtype=np.int32), counts),
@@ -285,9 +278,10 @@ def _places(
         if is_flat(folder):
             yield number, folder, imagenet.validation_labels(root, folder, classes)
             continue
+        own = {spelling(name): name for name in subfolders(folder)}
         for label, name in enumerate(classes):
-            if (folder / name).is_dir():
-                yield number, folder / name, partial(_always, label)
+            if (one := spelling(name)) in own:
+                yield number, folder / own[one], partial(_always, label)
 
 
 def _always(label: int, name: str) -> int:
@@ -301,12 +295,15 @@ class _Files(NamedTuple):
     sizes: Indices
     lengths: Indices
     names: bytes
+    others: list[str]
+    """Paths of files that may be pictures, and that are not read."""
 
 
 def _found(place: tuple[Path, LabelOf]) -> _Files:
     folder, label_of = place
     labels, sizes, names, skip = [], [], [], len(str(folder)) + 1
-    for entry in _walked(str(folder)):
+    others: list[str] = []
+    for entry in _walked(str(folder), others):
         label = label_of(entry.name)
         if label is not None:
             labels.append(label)
@@ -317,6 +314,7 @@ def _found(place: tuple[Path, LabelOf]) -> _Files:
         sizes=np.array(sizes, np.int64),
         lengths=np.array([len(name) for name in names], np.int64),
         names=b"".join(names),
+        others=others,
     )
 
 
@@ -538,6 +536,7 @@ def _assembled(
         skipped=tuple(skipped),
         fingerprint=fingerprint,
         short_side=short_side,
+        notes=listing.notes,
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mobilefit.data import folder as folders
+from mobilefit.data import layout
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode
 from mobilefit.data.duplicates import (
@@ -33,6 +34,7 @@ from mobilefit.data.duplicates import (
 )
 from mobilefit.data.folder import Listing
 from mobilefit.data.images import Indices, worker_count
+from mobilefit.data.names import spelling
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
 
@@ -86,6 +88,8 @@ class Inspection:
     small: dict[str, tuple[str, ...]]
     """Images with a side under the resolution."""
     resolution: int
+    notes: tuple[str, ...]
+    """What is to be said of how the folder was read."""
 
     @property
     def images(self) -> int:
@@ -129,7 +133,7 @@ def inspect_folder(root: Path, *, resolution: int, progress: str | None = None) 
     Raises:
         InputError: it is no folder, cannot be read, or its parts cannot be told apart.
     """
-    listing = folders.listed(root, folders.find_parts(root))
+    listing = folders.listed(root, *layout.class_parts(root))
     looks = looked_at(listing.paths, progress)
     good = np.flatnonzero(looks.sides)
     refused = _refusals(listing, good, looks)
@@ -161,6 +165,7 @@ def inspect_folder(root: Path, *, resolution: int, progress: str | None = None) 
             for name, places in divided.by_part(good[looks.sides[good] < resolution])
         },
         resolution=resolution,
+        notes=listing.notes,
     )
 
 
@@ -222,10 +227,13 @@ def _class_counts(listing: Listing, chosen: Indices) -> dict[str, int]:
 
 def _lacking(listing: Listing) -> dict[str, tuple[str, ...]]:
     """Classes without a folder, by part on the disk."""
-    return {
-        name: tuple(one for one in listing.classes if not (folder / one).is_dir())
+    there = {
+        name: {spelling(one) for one in layout.subfolders(folder)}
         for name, folder in listing.parts.items()
         if not folders.is_flat(folder)
+    }
+    return {
+        name: tuple(one for one in listing.classes if spelling(one) not in own) for name, own in there.items()
     }
 
 

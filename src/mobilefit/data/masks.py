@@ -33,6 +33,7 @@ MOST_CLASSES = 255
 LARGEST = 65535
 """Value in a mask: 16 bits."""
 CLASSES_FILE = "classes.txt"
+LABELMAP_FILE = "labelmap.txt"
 Mask = npt.NDArray[np.uint8]
 """[h, w]: class indices, and ``IGNORED``."""
 Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
@@ -116,6 +117,34 @@ def read_classes(path: Path) -> tuple[Row, ...]:
         raise InputError(
             f"{path}: {'; '.join(problems)}", "a line is 'name', 'value name' or 'name red green blue'"
         )
+    return tuple(rows)
+
+
+def read_labelmap(path: Path) -> tuple[Row, ...]:
+    """Read ``labelmap.txt`` of CVAT and Datumaro: ``name:r,g,b:parts:actions``, the values in the lines' order.
+
+    Raises:
+        InputError: a line is something else, or a name or colour comes twice; all such lines are named.
+    """
+    rows: list[Row] = []
+    problems = []
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = re.fullmatch(r"(.+?):(\d+),(\d+),(\d+):.*", line.strip())
+        if found is None:
+            problems.append(f"line {number}: '{line.strip()[:40]}' is no 'name:r,g,b:parts:actions'")
+            continue
+        colour = int(found[2]), int(found[3]), int(found[4])
+        row = Row(len(rows), found[1], colour, found[1].lower() in IGNORED_NAMES)
+        problems += [f"line {number}: {what}" for what in _problems(row, rows)]
+        rows.append(row)
+    if problems or not rows:
+        raise InputError(f"{path}: {'; '.join(problems) or 'it names no class'}", f"write {CLASSES_FILE} in its place")
     return tuple(rows)
 
 

@@ -7,9 +7,11 @@ Layouts, all found by their folders:
   has it, once its masks are in ``labels``; its value 11 is to be ignored.)
 - ``images/train`` and ``labels/train``, the same with ``val`` and ``test``.
 - ``images`` and ``labels`` without parts: a fifth, chosen by the seed, is the test set.
+- Pascal VOC's ``JPEGImages`` and ``SegmentationClass``, divided by the lists in ``ImageSets/Segmentation``, as
+  CVAT and Datumaro export them too, with the classes in ``labelmap.txt`` (``name:r,g,b:parts:actions``).
 
-The masks' folder may be named ``labels``, ``masks`` or ``annotations``; ``training``, ``valid`` and
-``validation`` are understood. The parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test``
+The masks' folder may be named ``labels``, ``masks`` or ``annotations``, or else ``label``, ``mask``, ``gt`` and
+the like, the images' ``image``, ``imgs`` and the like. Parts may have the names of ``mobilefit.data.layout``. The parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test``
 the one that is there is the test set, and the held-out part comes from ``train``; with both, ``val`` is
 the held-out part. A ``test`` without masks is left aside. A mask has its image's name, but for the
 extension.
@@ -40,7 +42,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,15 +50,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mobilefit.data import cityscapes
+from mobilefit.data import cityscapes, layout
 from mobilefit.data.cityscapes import Files
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.decode import BadImageError, Pixels, decode
 from mobilefit.data.folder import TEST_FRACTION, check_bad, check_depth, image_files
 from mobilefit.data.images import Indices, worker_count
+from mobilefit.data.layout import PARTS, named_parts
 from mobilefit.data.masks import (
     CLASSES_FILE,
     IGNORED,
+    LABELMAP_FILE,
     LARGEST,
     MOST_CLASSES,
     Colour,
@@ -68,14 +72,16 @@ from mobilefit.data.masks import (
     decode_mask,
     labelled,
     read_classes,
+    read_labelmap,
 )
+from mobilefit.data.names import check_class_names, spelling
 from mobilefit.data.splits import stratified
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
 
+VOC_MASKS = "SegmentationClass"
 MASK_FOLDERS = ("labels", "masks", "annotations")
-PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 SMOOTHED_PROBED = 16
 """Masks that are looked at for smooth edges: those with most values."""
@@ -111,6 +117,8 @@ class Listing:
     """Images without a mask and masks without an image."""
     rows: tuple[Row, ...] | None
     """What the masks hold; ``None``: nothing says it."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of how the folder was read."""
 
 
 class _Read(NamedTuple):
@@ -205,6 +213,8 @@ class SegmentationData:
     """Median width and height of the images in pixels."""
     fingerprint: str
     """SHA-256 of the content (names, classes and files), whatever the split's seed."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of how the folder was read."""
 
 
 def load_segmentation(
@@ -227,6 +237,7 @@ def load_segmentation(
         raise InputError(f"holdout is {holdout}, must be from 0 to 0.5")
     ignored = tuple(ignore)
     listing = listed(Path(source))
+    check_class_names([row.name for row in listing.rows or () if not row.ignored], listing.root)
     seen, skipped = _look_at_all(listing, progress)
     check_bad(skipped, len(listing.pairs) + len(listing.lone), listing.root, "images and masks")
     _check_enough(listing, seen, skipped, holdout)
@@ -244,6 +255,7 @@ def load_segmentation(
         holdout=SegmentationSet(images, held),
         test=SegmentationSet(images, test),
         skipped=tuple(skipped),
+        notes=listing.notes,
         ignored=float(pixels[:, -1].sum() / pixels.sum()),
         size=_median_size(seen),
         fingerprint=_fingerprint(seen, labels),
@@ -261,11 +273,42 @@ def listed(root: Path) -> Listing:
     if cityscapes.is_cityscapes(root):
         parts, train_ids = cityscapes.files(root)
         return _paired(root, parts, _cityscapes_rows(train_ids))
-    parts = {
-        part: (_by_name(images), _by_name(masks)) for part, (images, masks) in _folders(root).items()
+    others: list[str] = []
+    file, labelmap = root / CLASSES_FILE, root / LABELMAP_FILE
+    if (root / VOC_MASKS).is_dir():
+        parts, notes = _voc(root, others), [f"{root} is read as Pascal VOC's {VOC_MASKS}"]
+    else:
+        folders, notes = _folders(root), []
+        parts = {part: (_by_name(images, others), _by_name(masks, others)) for part, (images, masks) in folders.items()}
+    rows = read_classes(file) if file.exists() else read_labelmap(labelmap) if labelmap.exists() else None
+    notes += filter(None, [layout.passed_over(root, others)])
+    return replace(_paired(root, parts, rows), notes=tuple(notes))
+
+
+def _voc(root: Path, others: list[str]) -> dict[str, tuple[Files, Files]]:
+    """Images and masks of Pascal VOC's layout: those of the lists, or all that have masks."""
+    folders = layout.folders_named(root, layout.IMAGE_FOLDERS)
+    if not folders:
+        raise InputError(f"{root} has {VOC_MASKS} and no JPEGImages beside it", "put the images there")
+    images, masks = _by_name(folders[0], others), _by_name(root / VOC_MASKS, others)
+    lists = root / "ImageSets" / "Segmentation"
+    found = {part: lists / f"{part}.txt" for part in ("train", "val", "test") if (lists / f"{part}.txt").is_file()}
+    ids = {part: _listed_ids(file) for part, file in found.items()}
+    if "test" in ids and not masks.keys() & ids["test"]:
+        del ids["test"]  # a benchmark's, whose truth is not given out
+    if "train" not in ids:
+        ids = {"train": set(masks)}
+    return {
+        part: ({one: path for one, path in images.items() if one in own}, {one: path for one, path in masks.items() if one in own})
+        for part, own in ids.items()
     }
-    file = root / CLASSES_FILE
-    return _paired(root, parts, read_classes(file) if file.exists() else None)
+
+
+def _listed_ids(path: Path) -> set[str]:
+    try:
+        return {spelling(line.strip().strip('"')) for line in path.read_text("utf-8-sig").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _cityscapes_rows(train_ids: bool) -> tuple[Row, ...]:
@@ -278,19 +321,22 @@ def _cityscapes_rows(train_ids: bool) -> tuple[Row, ...]:
 
 def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """The folders of images and of masks by part, "train" first."""
-    if (root / "images").is_dir():
+    if images := _image_folder(root):
         masks = _mask_folder(root)
-        found = _parts(root / "images")
+        found = named_parts(images)
         if not found:
-            return {"train": (root / "images", masks)}
-        pairs = {part: (root / "images" / name, masks / name) for part, name in found.items()}
+            return {"train": (images, masks)}
+        pairs = {part: (images / name, masks / name) for part, name in found.items()}
     else:
         pairs = {
-            part: (root / name / "images", _mask_folder(root / name, part == "test"))
-            for part, name in _parts(root).items()
+            part: (_image_folder(root / name) or root / name / "images", _mask_folder(root / name, part == "test"))
+            for part, name in named_parts(root).items()
         }
     if "train" not in pairs:
-        raise InputError(f"{root} holds no images with masks that could be found", _LAYOUTS)
+        seen, command = layout.fitting(root, "segment") or ("", _LAYOUTS)
+        raise InputError(
+            f"{root} holds no images with masks that could be found" + (f": {seen}" if seen else ""), command
+        )
     if "test" in pairs and not pairs["test"][1].is_dir():
         del pairs["test"]  # a benchmark's, whose truth is not given out
     missing = [str(folder) for pair in pairs.values() for folder in pair if not folder.is_dir()]
@@ -299,17 +345,16 @@ def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
     return pairs
 
 
-def _parts(folder: Path) -> dict[str, str]:
-    """The names of the parts' folders, as far as there are such."""
-    found = {part: [name for name in names if (folder / name).is_dir()] for part, names in PARTS.items()}
-    for names in found.values():
-        if len(names) > 1:
-            raise InputError(f"{folder} has both {names[0]} and {names[1]}", "keep one of them")
-    return {part: names[0] for part, names in found.items() if names}
+def _image_folder(folder: Path) -> Path | None:
+    if (folder / "images").is_dir():
+        return folder / "images"
+    truth = layout.folders_named(folder, layout.TRUTH_FOLDERS)
+    return next(iter(layout.folders_named(folder, layout.IMAGE_FOLDERS)), None) if truth else None
 
 
 def _mask_folder(folder: Path, optional: bool = False) -> Path:
     found = [folder / name for name in MASK_FOLDERS if (folder / name).is_dir()]
+    found = found or layout.folders_named(folder, layout.TRUTH_FOLDERS) if folder.is_dir() else []
     if len(found) > 1:
         raise InputError(f"{folder} has both {found[0].name} and {found[1].name}", "keep one of them")
     if not found and not optional:
@@ -319,11 +364,11 @@ def _mask_folder(folder: Path, optional: bool = False) -> Path:
     return found[0] if found else folder / MASK_FOLDERS[0]
 
 
-def _by_name(folder: Path) -> Files:
-    """The image files under a folder by their paths in it, without extensions."""
+def _by_name(folder: Path, others: list[str]) -> Files:
+    """The image files under a folder by their paths in it, without extensions; other pictures go to ``others``."""
     files: Files = {}
-    for path in image_files(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    for path in image_files(folder, others):
+        name = spelling(path.relative_to(folder).with_suffix("").as_posix())
         if name in files:
             raise InputError(f"{files[name]} and {path} have one name", "rename or remove one of them")
         files[name] = path

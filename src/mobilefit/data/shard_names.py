@@ -71,9 +71,9 @@ def is_shards(source: str) -> bool:
 
     A folder of class folders that also holds a tar file is none.
     """
-    if is_remote(source) or source.endswith((".tar", ".json")):
-        return True
     root = Path(source)
+    if is_remote(source) or (source.endswith((".tar", ".json")) and not root.is_dir()):
+        return True
     folder = root / "train" if (root / "train").is_dir() else root
     return bool(_tars(folder)) and not any(
         path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()
@@ -88,7 +88,7 @@ def list_shards(source: str) -> Listing:
             used.
     """
     source = _plain(source)
-    if shown(source).endswith(".json"):
+    if shown(source).endswith(".json") and not os.path.isdir(source):
         listing = _of_manifest(source)
     elif not is_remote(source) and os.path.isdir(source):
         listing = _of_folder(Path(source))

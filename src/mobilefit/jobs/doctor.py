@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mobilefit import arch, cores, device, litert
-from mobilefit.data import load
+from mobilefit.data import DATA_SETS, load
 from mobilefit.data.inspect import IMBALANCE, SEED, TINY_CLASS, Group, Inspection, inspect_folder
 from mobilefit.data.inspect_scenes import SceneInspection, inspect_scenes
 from mobilefit.data.shards import is_shards
@@ -41,7 +41,7 @@ class DoctorConfig:
     """Options of ``mobilefit doctor``."""
 
     data: str | None = option(None, help="images to look through too", argument=True)
-    task: Literal["classify", "detect", "segment"] = option("classify", help="what the images are for: detect: VOC or COCO; segment: images and masks")
+    task: Literal["classify", "detect", "segment"] = option("classify", help="what the images are for: detect: VOC, COCO or YOLO; segment: images and masks")
     resolution: int = option(96, help="images with a side under this many pixels are told")
     ignore_label: tuple[int, ...] = option((), help="segment: this value in the masks is no class; may be repeated")
     out: Path = option(Path("."), help="where runs would be written: is there space? With DATA, doctor.json is")
@@ -140,7 +140,7 @@ def _images(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
     if config.task != "classify":
         return _scenes(source, config, facts)
     voice = Voice(quiet=config.quiet)
-    if is_shards(source) or not Path(source).is_dir():
+    if source in DATA_SETS or is_shards(source) or not Path(source).is_dir():
         return _loaded(source, voice)
     label = voice.label("looking at images")
     found = inspect_folder(Path(source), resolution=config.resolution, progress=label)
@@ -166,7 +166,7 @@ def _scenes(source: str, config: DoctorConfig, facts: dict[str, Any]) -> str:
     found = inspect_scenes(data, Path(source), resolution=config.resolution, progress=label)
     facts["images"] = found.to_dict()
     _write(config.out, facts)
-    for line in _scene_findings(found):
+    for line in (*data.notes, *_scene_findings(found)):
         print(f"     {line}")
     _check_falsified(found, config)
     what = "boxes" if config.task == "detect" else "pixels"
@@ -208,6 +208,7 @@ def _summary(found: Inspection) -> str:
 
 def _findings(found: Inspection) -> Iterator[str]:
     """What was found, a line each: what falsifies a result first."""
+    yield from found.notes
     apart = f" (test: as seed {SEED} sets it apart)" if found.divided else ""
     yield from _listed(f"pictures in more than one part{apart}", map(_pictures, found.leaks))
     yield from _listed("pictures in more than one class", map(_pictures, found.conflicts))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mobilefit.data.decode import read_image
 from mobilefit.data.folder import image_files
+from mobilefit.data.layout import passed_over
 from mobilefit.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ class Images:
 
     Args:
         paths: files that exist.
+        notes: what is to be said of files that are passed over.
     """
 
     moving, name, fps = False, "images", 0.0
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], notes: Sequence[str] = ()) -> None:
+        self._paths, self.notes = paths, notes
         self.count = len(paths)
         self.widest = max(len(str(path)) for path in paths)
 
@@ -78,6 +80,7 @@ class Film:
     """
 
     moving = True
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path, every: int) -> None:
         camera = CAMERA.fullmatch(str(path))
@@ -138,26 +141,31 @@ def sources(paths: Sequence[Path], every: int) -> list[Source]:
         InputError: it is not there, cannot be opened, or is a folder without images.
     """
     found: list[list[Path] | Film] = []
+    notes: list[str] = []
     for path in paths:
         if CAMERA.fullmatch(str(path)) or _video(path):
             found.append(Film(path, every))
         elif found and isinstance(found[-1], list):
-            found[-1] += _images(path)
+            found[-1] += _images(path, notes)
         else:
-            found.append(_images(path))
-    return [Images(source) if isinstance(source, list) else source for source in found]
+            found.append(_images(path, notes))
+    made: list[Source] = [Images(source) if isinstance(source, list) else source for source in found]
+    made[0].notes = notes
+    return made
 
 
 def _video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()
 
 
-def _images(path: Path) -> list[Path]:
+def _images(path: Path, notes: list[str]) -> list[Path]:
     if path.is_dir():
-        if inside := image_files(path):
+        others: list[str] = []
+        if inside := image_files(path, others):
+            notes += filter(None, [passed_over(path, others)])
             return inside
         films = [file.name for file in sorted(path.iterdir()) if _video(file)]
-        hint = f"name a video itself: {path / films[0]}" if films else None
+        hint = f"name a video itself: {path / films[0]}" if films else passed_over(path, others) or None
         raise InputError(f"no image in the folder {path}", hint)
     if not path.exists():
         raise InputError(f"no such image or folder: {path}", "a camera is camera:0")

@@ -353,7 +353,9 @@ def scene_teacher(kind: Kind, source: str, spec: NetSpec, classes: Sequence[str]
 
 
 def tell_left_out(data: Data, voice: Voice) -> None:
-    """Say what of the data set is not used."""
+    """Say how the data set was read where it could be read in another way, and what of it is not used."""
+    for note in data.notes:
+        voice(note)
     if data.skipped:
         first = data.skipped[0]
         what = "bad image files" if isinstance(data, ClassificationData) else "bad files"
@@ -372,6 +374,8 @@ def described(data: Data) -> dict[str, Any]:
         "name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint, "sizes": parts,
         "skipped": [{"path": file.path, "why": file.why} for file in data.skipped],
     }  # fmt: skip
+    if data.notes:
+        found["notes"] = list(data.notes)
     if isinstance(data, DetectionData):
         found["counts"] = {part: getattr(data, part).counts.tolist() for part in parts}
         found["dropped"] = [{"why": box.why, "count": box.count, "examples": list(box.examples)}

@@ -25,7 +25,7 @@ from mobilefit.jobs.model import FileInfo, file_info, naming, read_file
 from mobilefit.jobs.options import option
 from mobilefit.jobs.running import File, Floats, Runner
 from mobilefit.nn.boxes import Detections
-from mobilefit.progress import Progress, Voice
+from mobilefit.progress import Progress, Voice, printable
 from mobilefit.tasks.detect import Found
 
 WIDEST_NAME = 24
@@ -305,6 +305,8 @@ def _watch(
     try:
         with Progress(sum(s.count for s in inputs), None if quiet else "predict") as progress:
             for source in inputs:
+                for note in source.notes:
+                    voice(note)
                 if source.moving and not source.count:
                     voice(f"{source.name}: Ctrl-C ends it")
                 for frame in source:
@@ -313,7 +315,7 @@ def _watch(
                     if seen is None:
                         voice(f"left out: {frame.problem}")
                     elif not config.json:
-                        print(f"{frame.name:<{source.widest}}  {seen.line}", flush=source.moving)
+                        print(printable(f"{frame.name:<{source.widest}}  {seen.line}"), flush=source.moving)
                     if seen is not None:
                         writers.add(source, frame, seen)
                     progress.update(1)

@@ -1,0 +1,191 @@
+"""YOLO's layouts (Ultralytics, Roboflow, darknet): a text file of labels for each image.
+
+``images/train`` beside ``labels/train``, ``train/images`` beside ``train/labels``, ``images`` beside
+``labels``, or the text files beside the images, in the folder or its parts. A line is ``class x y width
+height``: a number from 0, and the box's centre and sides as shares of the picture, 0 to 1; of a polygon
+(``class x1 y1 x2 y2 ...``) the box around it is taken. The classes stand in a ``.yaml`` file's ``names``, or
+in ``classes.txt`` or ``*.names``, one a line. An image without a file of labels shows nothing, and such are counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from mobilefit.data.annotations import Annotations, Corners, Record
+from mobilefit.data.classification import SkippedFile
+from mobilefit.data.folder import image_files
+from mobilefit.data.layout import is_junk, named_parts
+from mobilefit.data.names import spelling
+from mobilefit.errors import InputError
+
+NOT_LABELS = ("classes", "readme", "train", "val", "valid", "test", "notes", "labels", "obj", "predefined_classes")
+"""Names of text files that are no labels."""
+_NAMES_HINT = "write classes.txt into it, a name a line, in the order of the numbers"
+
+
+class Place(NamedTuple):
+    """Where the images and the labels of a part are."""
+
+    part: str
+    images: Path
+    labels: Path
+
+
+def find(root: Path) -> list[Place]:
+    """The folders by part; empty if it is not this layout.
+
+    Raises:
+        InputError: two folders could be one part.
+    """
+    if (root / "images").is_dir() and (root / "labels").is_dir():
+        parts = named_parts(root / "images")
+        places = [Place(part, root / "images" / name, root / "labels" / name) for part, name in parts.items()]
+        places = places or [Place("train", root / "images", root / "labels")]
+    else:
+        parts = named_parts(root)
+        places = [Place(part, *_beside(root / name)) for part, name in parts.items()] or [Place("train", *_beside(root))]
+    return places if any(_named(place.images, place.images == place.labels).keys() & _labels(place) for place in places) else []
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """The folders of images and labels in a folder: itself, where it has none."""
+    own = folder / "images", folder / "labels"
+    return own if all(one.is_dir() for one in own) else (folder, folder)
+
+
+def _named(folder: Path, flat: bool) -> dict[str, Path]:
+    """The images under a folder, or directly in it, by their paths in it."""
+    paths = [path for path in image_files(folder) if not flat or path.parent == folder] if folder.is_dir() else []
+    return {spelling(path.relative_to(folder).with_suffix("").as_posix()): path for path in paths}
+
+
+def _labels(place: Place) -> dict[str, Path]:
+    """The files of labels by their paths in their folder."""
+    folder, pattern = place.labels, "*.txt" if place.images == place.labels else "**/*.txt"
+    return {
+        spelling(path.relative_to(folder).with_suffix("").as_posix()): path
+        for path in sorted(folder.glob(pattern))
+        if path.stem.lower() not in NOT_LABELS and not any(map(is_junk, path.relative_to(folder).parts))
+    }
+
+
+def read(root: Path, places: list[Place]) -> Annotations:
+    """Read the labels of all parts.
+
+    Raises:
+        InputError: nothing names the classes, a label is of none of them, or no part is for training.
+    """
+    if "train" not in {place.part for place in places}:
+        raise InputError(f"{root} has no images with labels to train on", "name their folder train")
+    file, classes = _classes(root, places)
+    records: list[Record] = []
+    skipped: list[SkippedFile] = []
+    bare = 0
+    for place in places:
+        labels = _labels(place)
+        for name, path in _named(place.images, place.images == place.labels).items():
+            own = labels.pop(name, None)
+            bare += own is None
+            made = _record(root, place.part, path, own, classes, file)
+            (records if isinstance(made, Record) else skipped).append(made)  # type: ignore[arg-type]
+        skipped += [SkippedFile(path=str(path), why="there is no picture of its name") for path in labels.values()]
+    notes = [f"{root} is read as YOLO labels, their classes as {file} names them"]
+    if bare:
+        notes.append(f"{bare} of {len(records) + len(skipped)} pictures have no file of labels: taken to show nothing")
+    return Annotations(
+        root=root, classes=classes, records=tuple(records), skipped=tuple(skipped), states="shares", notes=tuple(notes)
+    )
+
+
+def _record(
+    root: Path, part: str, path: Path, labels: Path | None, classes: tuple[str, ...], file: Path
+) -> Record | SkippedFile:
+    lines: list[tuple[int, Corners]] = []
+    numbers: list[int] = []
+    try:
+        text = "" if labels is None else labels.read_text("utf-8-sig")
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                lines.append(_line(line, number))
+                numbers.append(number)
+    except (OSError, UnicodeDecodeError) as error:
+        return SkippedFile(path=str(labels), why=f"cannot be read: {error}")
+    except _BadLineError as error:
+        return SkippedFile(path=str(labels), why=str(error))
+    source = "" if labels is None else f"{labels.relative_to(root).as_posix()} line"
+    for number, (label, _) in zip(numbers, lines, strict=True):
+        if label >= len(classes):
+            raise InputError(f"{source} {number} has the class {label}, and {file} names {len(classes)}, from 0", "add its name")
+    return Record(
+        part=part, path=path, source=source, size=None, boxes=[box for _, box in lines],
+        names=[classes[label] for label, _ in lines], crowd=[False] * len(lines), ids=numbers,
+    )  # fmt: skip
+
+
+class _BadLineError(Exception):
+    """Why a line is no label."""
+
+
+def _line(line: str, number: int) -> tuple[int, Corners]:
+    """The class and the corners, as shares, of a box or of the one around a polygon."""
+    try:
+        label, *values = map(float, line.split())
+    except ValueError as error:
+        raise _BadLineError(f"line {number} is no label: '{line.strip()[:40]}'") from error
+    if len(values) < 4 or (len(values) > 4 and len(values) % 2) or not label.is_integer() or label < 0:
+        raise _BadLineError(f"line {number} is no class with a box or a polygon: '{line.strip()[:40]}'")
+    if len(values) == 4:
+        x, y, width, height = values
+        return int(label), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    across, down = values[::2], values[1::2]
+    known = all(map(math.isfinite, values))
+    return int(label), (min(across), min(down), max(across), max(down)) if known else (math.nan,) * 4
+
+
+# ---- names of classes
+
+
+def _classes(root: Path, places: list[Place]) -> tuple[Path, tuple[str, ...]]:
+    """What names the classes, and their names."""
+    folders = dict.fromkeys([root, *(place.labels for place in places), root / "labels"])
+    for pattern in ("data.yaml", "dataset.yaml", "*.yaml", "*.yml"):
+        for path in sorted(root.glob(pattern)):
+            if not is_junk(path.name) and (names := _yaml_names(_text(path))):
+                return path, names
+    for pattern in ("classes.txt", "obj.names", "*.names"):
+        for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
+            names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
+            if names and not is_junk(path.name):
+                return path, names
+    raise InputError(f"{root} holds YOLO labels, and nothing names their classes", _NAMES_HINT)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _yaml_names(text: str) -> tuple[str, ...]:
+    """``names`` of a data set's YAML file, in any of the ways that are written; empty if it has none.
+
+    Read by itself: a YAML parser would let a file grow without bounds, for one list.
+    """
+    found = re.search(r"^names:[ \t]*(.*(?:\n(?:[ \t]+.*|-.*|[ \t]*|\].*|\}.*))*)", text, re.MULTILINE)
+    if found is None:
+        return ()
+    body = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in found[1].splitlines()).strip()
+    if body[:1] in ("[", "{"):
+        items = [item.strip() for item in re.findall(r"""(?:"[^"]*"|'[^']*'|[^,\n"'])+""", body.strip("[]{}"))]
+    else:
+        items = [line.strip().removeprefix("- ") for line in body.splitlines()]
+    names: dict[int, str] = {}
+    for item in filter(None, items):
+        numbered = re.fullmatch(r"(\d{1,6})\s*:\s*(.+)", item)
+        name = (numbered[2] if numbered else item).strip()
+        names[int(numbered[1]) if numbered else len(names)] = name[1:-1] if name[:1] in "'\"" and name[-1:] == name[:1] else name
+    return tuple(names[key] for key in sorted(names)) if sorted(names) == list(range(len(names))) else ()
