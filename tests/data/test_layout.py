@@ -85,6 +85,7 @@ def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
     (("Dataset", "Other"), ("a", "b"), ("a level too high", "give", "Dataset")),
     (("plants",), ("a", "b"), ("a level too high", "plants")),
     (("plants",), ("Training/a", "Training/b", "Testing/a", "Testing/b"), ("a level too high", "Testing")),
+    (("plants",), ("images/Images/a", "images/Images/b"), ("a level too high", "plants/images/Images")),
     (("a", "b"), ("train", "test"), ("holds the parts", "train")),
 ])  # fmt: skip
 def test_what_are_no_classes_is_refused(tmp_path: Path, top: Sequence[str], inside: Sequence[str], words: Sequence[str]) -> None:
@@ -112,6 +113,8 @@ def test_folders_in_classes_are_told(tmp_path: Path) -> None:
     data = load(fill(tmp_path / "set", "cat/day", "cat/night", "dog/day", "dog/night"))
     assert data.classes == ("cat", "dog") and "day" in data.notes[0]
     assert load(fill(tmp_path / "plain", "cat", "dog")).notes == ()
+    domains = fill(tmp_path / "office", *(f"{domain}/images/{name}" for domain in ("amazon", "dslr") for name in ("cup", "pen")))
+    assert "cup, pen" in load(domains).notes[0]
 
 
 @pytest.mark.parametrize("images, truth, ext, task", [

@@ -14,7 +14,9 @@ Pictures lie in a folder named like the file or like the part (``train2017``, ``
 The classes are the categories in the order of their ids; files are brought together by the categories'
 names. A category that no box has and that is another's ``supercategory`` is left out: Roboflow writes
 one such, at times of a real class's name. Ids may be numbers or text, 1, 1.0 and "1" being one; paths may have
-Windows' separators; of paths that lead nowhere here the last part is tried. A box of a category that the file lacks is an error, since then no label can be trusted.
+Windows' separators; of paths that lead nowhere here the last part is tried.
+
+A box of a category that the file lacks is an error, since then no label can be trusted.
 """
 
 from __future__ import annotations

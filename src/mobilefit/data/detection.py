@@ -1,8 +1,8 @@
 """Images with boxes: what is in them, and where.
 
 Three layouts are read: Pascal VOC (``mobilefit.data.voc``), COCO (``mobilefit.data.coco``), both of
-Roboflow's kind too, and YOLO (``mobilefit.data.yolo``). Their parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test`` the
-one that is there is the test set, and the held-out part comes from ``train``; with both, ``val`` is the
+Roboflow's kind too, and YOLO (``mobilefit.data.yolo``). Their parts divide as in
+``mobilefit.data.folder``: of ``val`` and ``test`` the one that is there is the test set, and the held-out part comes from ``train``; with both, ``val`` is the
 held-out part; with ``train`` alone, a fifth, chosen by the seed, is the test set.
 
 Boxes are (left, top, right, bottom) in pixels of the upright image, as edges: a box around the whole of a
@@ -407,7 +407,8 @@ def _meant(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], state
     sides = right_bottom - left_top
     if states == "shares":
         middle, hint = (left_top + right_bottom) / 2, "YOLO's boxes are centre, width, height, as shares of the picture"
-        if (wrong := ~_fits(boxes, sizes)).mean() > MISREAD and (sides[wrong] > 2 * sizes[wrong, :2]).any(axis=1).mean() > 0.5:
+        wrong = ~_fits(boxes, sizes)
+        if wrong.mean() > MISREAD and (sides[wrong] > 2 * sizes[wrong, :2]).any(axis=1).mean() > 0.5:
             return _Meant("are no shares of the picture (0 to 1)", hint)
         return _other_reading(boxes, sizes, [
             (np.hstack([middle, sides]), "have corners in the place of centre and sides", hint),
@@ -431,7 +432,8 @@ def _meant(boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], state
 
 
 def _other_reading(
-    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], others: Sequence[tuple[npt.NDArray[np.float64], str, str]]
+    boxes: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64],
+    others: Sequence[tuple[npt.NDArray[np.float64], str, str]],
 ) -> _Meant | None:  # fmt: skip
     """The reading, of boxes with what is seen and what to do, that fits all pictures where the first does not."""
     wrong = ~_fits(boxes, sizes)

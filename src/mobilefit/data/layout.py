@@ -21,12 +21,14 @@ from mobilefit.data.decode import EXTENSIONS, HEIC, HEIC_HINT
 from mobilefit.errors import InputError
 
 _NO_PICTURES = (
-    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".pdf", ".doc", ".docx",
-    ".xls", ".xlsx", ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".zip", ".tar", ".gz", ".rar", ".7z", ".url", ".lnk", ".sha256", ".md5",
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".pdf",
+    ".doc", ".docx", ".xls", ".xlsx", ".ini", ".db", ".log", ".py", ".ipynb", ".sh", ".zip", ".tar", ".gz", ".rar",
+    ".7z", ".url", ".lnk", ".sha256", ".md5",
 )  # fmt: skip
 """Extensions of what lies beside pictures and is none."""
 JUNK = frozenset(
-    ["__MACOSX", "@eaDir", "@tmp", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+    ["__MACOSX", "@eaDir", "@tmp", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN",
+     "System Volume Information", "lost+found"]
 )  # fmt: skip
 """What macOS, network disks and Windows put beside what is yours."""
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -34,10 +36,12 @@ PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), 
 
 _PART_WORDS = {
     "train": "train", "training": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val",
-    "validate": "val", "dev": "val", "test": "test", "testing": "test", "tst": "test", "eval": "test", "evaluation": "test",
+    "validate": "val", "dev": "val", "test": "test", "testing": "test", "tst": "test", "eval": "test",
+    "evaluation": "test",
 }  # fmt: skip
 _FILLERS = frozenset(
-    ["set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "seg", "split", "folder", "new", "final"]
+    ["set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "seg", "split", "folder",
+     "new", "final"]
 )  # fmt: skip
 _JOINED = re.compile(rf"({'|'.join(sorted(_PART_WORDS, key=len, reverse=True))})(?:set|data|dataset|images|imgs|img)?")
 _FOLD = re.compile(r"(?:k?-?fold|split|part|batch|subset|partition|chunk|set|cv)[ _-]*\d+|\d+[ _-]*fold", re.IGNORECASE)
@@ -128,22 +132,22 @@ def named_parts(folder: Path, names: Sequence[str] | None = None) -> dict[str, s
         InputError: two could be one part, and one is for training.
     """
     words = {name: _words(name) for name in (subfolders(folder) if names is None else names)}
-    found: dict[str, list[str]] = {}
+    candidates: dict[str, list[str]] = {}
     for part, usual in PARTS.items():
         exact = [name for name in usual if name in words]
         loose = [name for name, (which, rest) in words.items() if which == part and (not rest or _shared(rest, words))]
         if exact or loose:
-            found[part] = exact or loose
-    for some in found.values():
-        if len(some) > 1 and "train" in found:
+            candidates[part] = exact or loose
+    for some in candidates.values():
+        if len(some) > 1 and "train" in candidates:
             raise InputError(f"{folder} has both {some[0]} and {some[1]}", "keep one of them")
-    return {part: some[0] for part, some in found.items()}
+    return {part: some[0] for part, some in candidates.items()}
 
 
 def _words(name: str) -> tuple[str | None, tuple[str, ...]]:
     """The part that a name tells, and its words that say something else."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
-    parts = [found[1] for word in words if (found := _JOINED.fullmatch(word))]
+    parts = [match[1] for word in words if (match := _JOINED.fullmatch(word))]
     rest = tuple(word for word in words if word not in _FILLERS and not _JOINED.fullmatch(word))
     return (_PART_WORDS[parts[0]] if len(parts) == 1 else None), rest
 
@@ -165,36 +169,37 @@ def class_parts(root: Path) -> ClassParts:
         raise InputError(f"{root} is not a folder", "give a folder of class folders")
     _refuse_scenes(root)
     names = subfolders(root)
-    found = named_parts(root, names)
-    if "train" not in found or _is_class(root, names, found):
+    parts = named_parts(root, names)
+    if "train" not in parts or _is_class(root, names, parts):
         return ClassParts({"train": root}, (*_class_notes(root, names), *_alike(root)))
-    if "test" in found and imagenet.is_test(root / found["test"]):
-        del found["test"]  # its classes were never published
-    if "val" in found and "test" not in found:
-        found["test"] = found.pop("val")
+    if "test" in parts and imagenet.is_test(root / parts["test"]):
+        del parts["test"]  # its classes were never published
+    if "val" in parts and "test" not in parts:
+        parts["test"] = parts.pop("val")
     notes = []
     folders = {}
-    for part, name in found.items():
+    for part, name in parts.items():
         folders[part] = _inner(root / name)
         if folders[part] != root / name or name not in ("train", "test", *PARTS["val"]):
             notes.append(f"{folders[part]} is read as the {part} part")
-    if aside := [name for name in names if name not in found.values()]:
+    if aside := [name for name in names if name not in parts.values()]:
         notes.append(f"left aside in {root}: {', '.join(aside[:5])}" + (" ..." if len(aside) > 5 else ""))
     return ClassParts(folders, (*notes, *_alike(folders["train"])))
 
 
 def _alike(folder: Path) -> Iterator[str]:
     """Classes that differ in capitals alone."""
-    seen: dict[str, str] = {}
+    spelled: dict[str, str] = {}
     for name in subfolders(folder):
-        if (other := seen.setdefault(name.casefold(), name)) != name:
+        if (other := spelled.setdefault(name.casefold(), name)) != name:
             yield f"{other} and {name} in {folder}: taken for two classes"
 
 
-def _is_class(root: Path, names: Sequence[str], found: dict[str, str]) -> bool:
+def _is_class(root: Path, names: Sequence[str], parts: dict[str, str]) -> bool:
     """Whether the folder for training is a class among others, which hold images as it does."""
-    others = [name for name in names if name not in found.values()]
-    return len(found) == 1 and bool(others) and not subfolders(root / found["train"]) and _holds_image(root / found["train"])
+    others = [name for name in names if name not in parts.values()]
+    train = root / parts["train"]
+    return len(parts) == 1 and bool(others) and not subfolders(train) and _holds_image(train)
 
 
 def _inner(folder: Path) -> Path:
@@ -208,27 +213,29 @@ def _inner(folder: Path) -> Path:
 def _class_notes(root: Path, names: Sequence[str]) -> Iterator[str]:
     """What is to be said of class folders; what are none is refused."""
     some = names[:LOOKED_INTO]
-    deeper = {name: [one for one in subfolders(root / name) if _holds_image(root / name / one)] for name in some}
-    inside = {name: {_words(one)[0] for one in deeper[name]} for name in some}
-    parted = [name for name in some if "train" in inside[name] and inside[name] & {"val", "test"}]
+    deeper, within = {}, {}
+    for name in some:
+        within[name], deeper[name] = _branches(root / name)
+    parts = {name: {_words(folder)[0] for folder in deeper[name]} for name in some}
+    parted = [name for name in some if "train" in parts[name] and parts[name] & {"val", "test"}]
     if parted:
         raise InputError(
-            f"{root} is a level too high: {root / parted[0]} holds the parts {_listed(deeper[parted[0]])}",
-            f"give {root / parted[0]}" if len(parted) == 1 else f"give one of {_listed(parted)}; or, if these are the "
+            f"{root} is a level too high: {within[parted[0]]} holds the parts {_listed(deeper[parted[0]])}",
+            f"give {within[parted[0]]}" if len(parted) == 1 else f"give one of {_listed(parted)}; or, if these are the "
             f"classes, move their images to {root}/train/{parted[0]} and so on",
         )  # fmt: skip
     several = [name for name in some if len(deeper[name]) > 1]
     if folds := [name for name in several if _FOLD.fullmatch(name)]:
         raise InputError(
-            f"{_listed(folds)} in {root} each hold folders ({_listed(deeper[folds[0]])}) and are named like parts of a data set",
+            f"{_listed(folds)} in {root} each hold folders ({_listed(deeper[folds[0]])}) and are named like parts",
             f"make the folders {root}/train and {root}/test of them",
         )
     candidates = [name for name in some if not _only(name, _ASIDE) and (deeper[name] or _holds_image(root / name))]
     high = [name for name in several if _only(name, _CONTAINERS) or candidates == [name]]
     if high and len(names) <= LOOKED_INTO:
         raise InputError(
-            f"{root} is a level too high: {root / high[0]} holds {len(deeper[high[0]])} folders of images "
-            f"({_listed(deeper[high[0]])})", f"give {root / high[0]}",
+            f"{root} is a level too high: {within[high[0]]} holds {len(deeper[high[0]])} folders of images "
+            f"({_listed(deeper[high[0]])})", f"give {within[high[0]]}",
         )  # fmt: skip
     lone = [name for name in names if _words(name)[0] and not _words(name)[1]]
     if lone and (len(lone) == len(names) or any(name in several for name in lone)):
@@ -240,6 +247,14 @@ def _class_notes(root: Path, names: Sequence[str]) -> Iterator[str]:
     if several:
         yield (f"{_listed(several)} in {root}: taken for classes; the folders in them ({_listed(deeper[several[0]])}) "
                "are not told apart")  # fmt: skip
+
+
+def _branches(folder: Path) -> tuple[Path, list[str]]:
+    """The folder at or below this one where there is more than one folder of images, and their names."""
+    names = [name for name in subfolders(folder) if _holds_image(folder / name)]
+    if len(names) == 1 and not any(_images(folder)):
+        return _branches(folder / names[0])
+    return folder, names
 
 
 def _only(name: str, words: frozenset[str]) -> bool:
@@ -257,33 +272,33 @@ def _listed(names: Sequence[str]) -> str:
 
 def sight(root: Path) -> Sight | None:
     """What a folder seems to hold, of any task; ``None``: nothing that is known."""
-    if found := _scenes_below(root):
-        return found
+    if scenes := _scenes_below(root):
+        return scenes
     names = [name for name in subfolders(root)[:LOOKED_INTO] if _holds_image(root / name)]
     return Sight("classify", f"class folders ({_listed(names)})") if len(names) > 1 else None
 
 
 def _scenes_below(root: Path) -> Sight | None:
-    places = (root, *(root / name for name in subfolders(root) if _words(name)[0]))
-    return next(filter(None, map(_scenes, places)), None)
+    folders = (root, *(root / name for name in subfolders(root) if _words(name)[0]))
+    return next(filter(None, map(_scenes, folders)), None)
 
 
-def _scenes(place: Path) -> Sight | None:
+def _scenes(folder: Path) -> Sight | None:
     """Boxes or masks: in files beside the images, or in a folder beside that of the images."""
-    files, names = [name.lower() for name in _files(place)], subfolders(place)
+    files, names = [name.lower() for name in _files(folder)], subfolders(folder)
     if "_annotations.coco.json" in files:
-        return Sight("detect", f"COCO annotations ({place}/_annotations.coco.json)")
+        return Sight("detect", f"COCO annotations ({folder}/_annotations.coco.json)")
     truths = [name for name in names if _is_truth(name)]
     images = [name for name in names if name.lower() in IMAGE_FOLDERS or (
-        truths and name not in truths and _words(name)[0] and not subfolders(place / name))]  # fmt: skip
+        truths and name not in truths and _words(name)[0] and not subfolders(folder / name))]  # fmt: skip
     for name in truths if images else ():
-        if truth := _truth(place / name):
-            return Sight(truth[0], f"{truth[1]} ({place / images[0]} beside {place / name})")
+        if truth := _truth(folder / name):
+            return Sight(truth[0], f"{truth[1]} ({folder / images[0]} beside {folder / name})")
     stems = {stem for stem, end in map(os.path.splitext, files) if end in EXTENSIONS}
     for end, what in ((".xml", "Pascal VOC annotations"), (".txt", "YOLO labels")):
-        told = {stem for stem, other in map(os.path.splitext, files) if other == end}
-        if stems and not names and len(stems & told) > len(stems) / 2:
-            return Sight("detect", f"{what} beside the images in {place}")
+        annotated = {stem for stem, other in map(os.path.splitext, files) if other == end}
+        if stems and not names and len(stems & annotated) > len(stems) / 2:
+            return Sight("detect", f"{what} beside the images in {folder}")
     return None
 
 
@@ -306,8 +321,8 @@ def _truth(folder: Path, depth: int = 2) -> tuple[Task, str] | None:
 
 
 def _refuse_scenes(root: Path) -> None:
-    if found := _scenes_below(root):
-        raise InputError(f"{root} holds no class folders but {found.what}", f"say --task {found.task}")
+    if scenes := _scenes_below(root):
+        raise InputError(f"{root} holds no class folders but {scenes.what}", _command(scenes.task))
 
 
 def fitting(root: Path, task: Task) -> tuple[str, str] | None:
@@ -317,18 +332,22 @@ def fitting(root: Path, task: Task) -> tuple[str, str] | None:
             if below := _scenes_below(root / name):
                 other = f" and say --task {below.task}" * (below.task != task)
                 return f"{root / name} holds {below.what}", f"give {root / name}{other}"
-    found = sight(root)
-    if found is None or found.task == task:
+    other_task = sight(root)
+    if other_task is None or other_task.task == task:
         return None
-    return f"it holds {found.what}", "leave --task out" if found.task == "classify" else f"say --task {found.task}"
+    return f"it holds {other_task.what}", _command(other_task.task)
 
 
 def counted(root: Path) -> str:
     """What a folder holds, by its folders and the ends of its files, for an error."""
     names, ends = subfolders(root), Counter(os.path.splitext(name)[1].lower() or "other" for name in _files(root))
-    seen = [f"the folder{'s' * (len(names) > 1)} {_listed(names)}"] * bool(names)
-    seen += [f"{count} {end} file{'s' * (count > 1)}" for end, count in ends.most_common(4)]
-    return " and ".join(seen) or "nothing"
+    contents = [f"the folder{'s' * (len(names) > 1)} {_listed(names)}"] * bool(names)
+    contents += [f"{count} {end} file{'s' * (count > 1)}" for end, count in ends.most_common(4)]
+    return " and ".join(contents) or "nothing"
+
+
+def _command(task: Task) -> str:
+    return "leave --task out" if task == "classify" else f"say --task {task}"
 
 
 def _files(folder: Path) -> list[str]:

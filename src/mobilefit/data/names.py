@@ -44,7 +44,7 @@ def picture_in(folder: Path, name: str) -> Path:
     if (name.isascii() and "\\" not in name) or path.is_file():
         return path
     slashed = name.replace("\\", "/")
-    others = (folder / unicodedata.normalize(form, one) for one in (name, slashed) for form in ("NFC", "NFD"))
+    others = (folder / unicodedata.normalize(form, path) for path in (name, slashed) for form in ("NFC", "NFD"))
     return next((other for other in others if other.is_file()), path)
 
 

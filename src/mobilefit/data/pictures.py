@@ -173,6 +173,6 @@ def _upright_size(file: Image.Image) -> tuple[int, int]:
         return file.size  # Pillow would decode it all to look for more
     turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     size = file.size
-    if isinstance(file, TiffImagePlugin.TiffImageFile):  # newer Pillows state the upright picture's, older ones the file's
+    if isinstance(file, TiffImagePlugin.TiffImageFile):  # newer Pillows state the upright one's, older ones the file's
         size = file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
     return size[::-1] if turned else size

@@ -11,7 +11,8 @@ Layouts, all found by their folders:
   CVAT and Datumaro export them too, with the classes in ``labelmap.txt`` (``name:r,g,b:parts:actions``).
 
 The masks' folder may be named ``labels``, ``masks`` or ``annotations``, or else ``label``, ``mask``, ``gt`` and
-the like, the images' ``image``, ``imgs`` and the like. Parts may have the names of ``mobilefit.data.layout``. The parts divide as in ``mobilefit.data.folder``: of ``val`` and ``test``
+the like, the images' ``image``, ``imgs`` and the like. Parts may have the names of
+``mobilefit.data.layout``. They divide as in ``mobilefit.data.folder``: of ``val`` and ``test``
 the one that is there is the test set, and the held-out part comes from ``train``; with both, ``val`` is
 the held-out part. A ``test`` without masks is left aside. A mask has its image's name, but for the
 extension.
@@ -299,7 +300,7 @@ def _voc(root: Path, others: list[str]) -> dict[str, tuple[Files, Files]]:
     if "train" not in ids:
         ids = {"train": set(masks)}
     return {
-        part: ({one: path for one, path in images.items() if one in own}, {one: path for one, path in masks.items() if one in own})
+        part: ({name: images[name] for name in images if name in own}, {name: masks[name] for name in masks if name in own})
         for part, own in ids.items()
     }
 

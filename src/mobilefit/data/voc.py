@@ -30,7 +30,14 @@ from xml.parsers import expat
 from mobilefit.data.annotations import Annotations, Corners, Record
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.folder import image_files
-from mobilefit.data.layout import IMAGE_FOLDERS, TRUTH_FOLDERS, folders_named, is_junk, named_parts
+from mobilefit.data.layout import (
+    IMAGE_FOLDERS,
+    TRUTH_FOLDERS,
+    folders_named,
+    is_junk,
+    named_parts,
+    passed_over,
+)
 from mobilefit.data.names import picture_in, spelling
 from mobilefit.errors import InputError
 
@@ -123,10 +130,11 @@ def read(root: Path, places: list[Place]) -> Annotations:
         InputError: there is no folder of pictures, a list cannot be read, or none has images to train on.
     """
     found: list[Record | SkippedFile] = []
+    others: list[str] = []
     for place in places:
         if not place.pictures.is_dir():
             raise InputError(f"there is no {place.pictures}", "put the pictures there, named as their annotations")
-        pictures = _pictures(place.pictures)
+        pictures = _pictures(place.pictures, others)
         parts = _parts(root, place.annotations) if place.part is None else {place.part: _ids_in(place.annotations)}
         found += [_record(root, place, part, one, pictures) for part, ids in parts.items() for one in ids]
     if all(place.part not in (None, "train") for place in places):
@@ -140,7 +148,10 @@ def read(root: Path, places: list[Place]) -> Annotations:
         classes=tuple(sorted({name for record in records for name in record.names})),
         records=records,
         skipped=tuple(one for one in found if isinstance(one, SkippedFile)),
-        notes=() if places == usual else (f"{root} is read as Pascal VOC: {seen}",),
+        notes=(
+            *([] if places == usual else [f"{root} is read as Pascal VOC: {seen}"]),
+            *filter(None, [passed_over(root, others)]),
+        ),
     )
 
 
@@ -148,10 +159,10 @@ def _ids_in(folder: Path) -> list[str]:
     return [path.stem for path in _xml(folder)]
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """The pictures by their ids."""
+def _pictures(folder: Path, others: list[str]) -> dict[str, Path]:
+    """The pictures by their ids; what may be a picture and is not read goes to ``others``."""
     found: dict[str, Path] = {}
-    for path in image_files(folder):
+    for path in image_files(folder, others):
         name = spelling(path.relative_to(folder).with_suffix("").as_posix())
         if name in found:
             raise InputError(f"{found[name]} and {path} have one id, '{name}'", "rename or remove one of them")

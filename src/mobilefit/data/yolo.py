@@ -26,7 +26,7 @@ NOT_LABELS = ("classes", "readme", "train", "val", "valid", "test", "notes", "la
 _NAMES_HINT = "write classes.txt into it, a name a line, in the order of the numbers"
 
 
-class Place(NamedTuple):
+class LabelFolders(NamedTuple):
     """Where the images and the labels of a part are."""
 
     part: str
@@ -34,37 +34,42 @@ class Place(NamedTuple):
     labels: Path
 
 
-def find(root: Path) -> list[Place]:
+def find(root: Path) -> list[LabelFolders]:
     """The folders by part; empty if it is not this layout.
 
     Raises:
         InputError: two folders could be one part.
     """
-    if (root / "images").is_dir() and (root / "labels").is_dir():
-        parts = named_parts(root / "images")
-        places = [Place(part, root / "images" / name, root / "labels" / name) for part, name in parts.items()]
-        places = places or [Place("train", root / "images", root / "labels")]
+    images, labels = _beside(root)
+    if images != root and (names := named_parts(images)):
+        parts = [LabelFolders(part, images / name, labels / name) for part, name in names.items()]
+    elif images == root and (names := named_parts(root)):
+        parts = [LabelFolders(part, *_beside(root / name)) for part, name in names.items()]
     else:
-        parts = named_parts(root)
-        places = [Place(part, *_beside(root / name)) for part, name in parts.items()] or [Place("train", *_beside(root))]
-    return places if any(_named(place.images, place.images == place.labels).keys() & _labels(place) for place in places) else []
+        parts = [LabelFolders("train", images, labels)]
+    return parts if any(_images(folders).keys() & _labels(folders) for folders in parts) else []
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
     """The folders of images and labels in a folder: itself, where it has none."""
     own = folder / "images", folder / "labels"
-    return own if all(one.is_dir() for one in own) else (folder, folder)
+    return own if all(path.is_dir() for path in own) else (folder, folder)
 
 
-def _named(folder: Path, flat: bool) -> dict[str, Path]:
-    """The images under a folder, or directly in it, by their paths in it."""
-    paths = [path for path in image_files(folder) if not flat or path.parent == folder] if folder.is_dir() else []
-    return {spelling(path.relative_to(folder).with_suffix("").as_posix()): path for path in paths}
+def _images(folders: LabelFolders) -> dict[str, Path]:
+    """The images by their paths in their folder, without extensions; directly in it where the labels are beside them."""
+    folder, flat = folders.images, folders.images == folders.labels
+    paths = image_files(folder) if folder.is_dir() else []
+    return {
+        spelling(path.relative_to(folder).with_suffix("").as_posix()): path
+        for path in paths
+        if not flat or path.parent == folder
+    }
 
 
-def _labels(place: Place) -> dict[str, Path]:
+def _labels(folders: LabelFolders) -> dict[str, Path]:
     """The files of labels by their paths in their folder."""
-    folder, pattern = place.labels, "*.txt" if place.images == place.labels else "**/*.txt"
+    folder, pattern = folders.labels, "*.txt" if folders.images == folders.labels else "**/*.txt"
     return {
         spelling(path.relative_to(folder).with_suffix("").as_posix()): path
         for path in sorted(folder.glob(pattern))
@@ -72,25 +77,25 @@ def _labels(place: Place) -> dict[str, Path]:
     }
 
 
-def read(root: Path, places: list[Place]) -> Annotations:
+def read(root: Path, parts: list[LabelFolders]) -> Annotations:
     """Read the labels of all parts.
 
     Raises:
         InputError: nothing names the classes, a label is of none of them, or no part is for training.
     """
-    if "train" not in {place.part for place in places}:
+    if "train" not in {folders.part for folders in parts}:
         raise InputError(f"{root} has no images with labels to train on", "name their folder train")
-    file, classes = _classes(root, places)
+    file, classes = _classes(root, parts)
     records: list[Record] = []
     skipped: list[SkippedFile] = []
     bare = 0
-    for place in places:
-        labels = _labels(place)
-        for name, path in _named(place.images, place.images == place.labels).items():
+    for folders in parts:
+        labels = _labels(folders)
+        for name, path in _images(folders).items():
             own = labels.pop(name, None)
             bare += own is None
-            made = _record(root, place.part, path, own, classes, file)
-            (records if isinstance(made, Record) else skipped).append(made)  # type: ignore[arg-type]
+            record = _record(root, folders.part, path, own, classes, file)
+            (records if isinstance(record, Record) else skipped).append(record)  # type: ignore[arg-type]
         skipped += [SkippedFile(path=str(path), why="there is no picture of its name") for path in labels.values()]
     notes = [f"{root} is read as YOLO labels, their classes as {file} names them"]
     if bare:
@@ -118,7 +123,9 @@ def _record(
     source = "" if labels is None else f"{labels.relative_to(root).as_posix()} line"
     for number, (label, _) in zip(numbers, lines, strict=True):
         if label >= len(classes):
-            raise InputError(f"{source} {number} has the class {label}, and {file} names {len(classes)}, from 0", "add its name")
+            raise InputError(
+                f"{source} {number} has the class {label}, and {file} names {len(classes)}, from 0", "add its name"
+            )
     return Record(
         part=part, path=path, source=source, size=None, boxes=[box for _, box in lines],
         names=[classes[label] for label, _ in lines], crowd=[False] * len(lines), ids=numbers,
@@ -141,16 +148,16 @@ def _line(line: str, number: int) -> tuple[int, Corners]:
         x, y, width, height = values
         return int(label), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     across, down = values[::2], values[1::2]
-    known = all(map(math.isfinite, values))
-    return int(label), (min(across), min(down), max(across), max(down)) if known else (math.nan,) * 4
+    finite = all(map(math.isfinite, values))
+    return int(label), (min(across), min(down), max(across), max(down)) if finite else (math.nan,) * 4
 
 
 # ---- names of classes
 
 
-def _classes(root: Path, places: list[Place]) -> tuple[Path, tuple[str, ...]]:
+def _classes(root: Path, parts: list[LabelFolders]) -> tuple[Path, tuple[str, ...]]:
     """What names the classes, and their names."""
-    folders = dict.fromkeys([root, *(place.labels for place in places), root / "labels"])
+    folders = dict.fromkeys([root, *(folders.labels for folders in parts), root / "labels"])
     for pattern in ("data.yaml", "dataset.yaml", "*.yaml", "*.yml"):
         for path in sorted(root.glob(pattern)):
             if not is_junk(path.name) and (names := _yaml_names(_text(path))):
@@ -175,10 +182,10 @@ def _yaml_names(text: str) -> tuple[str, ...]:
 
     Read by itself: a YAML parser would let a file grow without bounds, for one list.
     """
-    found = re.search(r"^names:[ \t]*(.*(?:\n(?:[ \t]+.*|-.*|[ \t]*|\].*|\}.*))*)", text, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^names:[ \t]*(.*(?:\n(?:[ \t]+.*|-.*|[ \t]*|\].*|\}.*))*)", text, re.MULTILINE)
+    if match is None:
         return ()
-    body = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in found[1].splitlines()).strip()
+    body = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in match[1].splitlines()).strip()
     if body[:1] in ("[", "{"):
         items = [item.strip() for item in re.findall(r"""(?:"[^"]*"|'[^']*'|[^,\n"'])+""", body.strip("[]{}"))]
     else:
@@ -187,5 +194,6 @@ def _yaml_names(text: str) -> tuple[str, ...]:
     for item in filter(None, items):
         numbered = re.fullmatch(r"(\d{1,6})\s*:\s*(.+)", item)
         name = (numbered[2] if numbered else item).strip()
-        names[int(numbered[1]) if numbered else len(names)] = name[1:-1] if name[:1] in "'\"" and name[-1:] == name[:1] else name
+        quoted = len(name) > 1 and name[0] in "'\"" and name[-1] == name[0]
+        names[int(numbered[1]) if numbered else len(names)] = name[1:-1] if quoted else name
     return tuple(names[key] for key in sorted(names)) if sorted(names) == list(range(len(names))) else ()

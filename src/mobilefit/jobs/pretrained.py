@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mobilefit.adapt import transfer
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset
+from mobilefit.data.names import spelling
 from mobilefit.errors import InputError, did_you_mean
 from mobilefit.formats import torch_export
 from mobilefit.nn import Network, build, hub, weights
@@ -307,7 +308,8 @@ def check_classes(
     Raises:
         InputError: they are not.
     """
-    if outputs != len(data.classes) or (known is not None and known != data.classes):
+    same = known is None or [*map(spelling, known)] == [*map(spelling, data.classes)]
+    if outputs != len(data.classes) or not same:
         named = f" ({_few(known)})" if known else ""
         raise InputError(
             f"{model} tells {outputs} classes apart{named}, {data.name} has {len(data.classes)} "
