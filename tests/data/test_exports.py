@@ -193,9 +193,22 @@ def test_yolo_boxes_of_other_numbers_are_refused(tmp_path: Path, made: Callable[
         load_detection(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["names: [a, b", "names: 3: x", "other: 1", "names:\n  0: a\n  2: b", ""])
-def test_yaml_without_a_list_of_names(text: str) -> None:
-    assert yolo._yaml_names(text) in ((), ("a", "b"))
+@pytest.mark.parametrize(("text", "names"), [
+    ("names: [O'Neil, cat]", ("O'Neil", "cat")), ("names: ['a, b', \"c\"]", ("a, b", "c")), ("names: ['it''s']", ("it's",)),
+    ("names:\n  - C#\n  - a b  # last\nnc: 2", ("C#", "a b")), ("names: {1: b, 0: a}", ("a", "b")), ("names: [\n a,\n b,\n]\n", ("a", "b")),
+    ("path: x\nnames:\n  # none\n\n  0: a\n  1: b: c\ntrain: y", ("a", "b: c")), ("names: [80, 100]", ("80", "100")),
+    ("names: [a, b", ()), ("names: 3: x", ()), ("names: coco.names", ()), ("other: 1", ()), ("names:\n  0: a\n  2: b", ()), ("", ()),
+    ("names:\n  - 'a # b'\n", ()), ("names:\n  x: 1\n", ()), ("names: {0: a, 0: b}", ()), ("names: [[a], b]", ()), ("names: &x [a]", ()),
+])  # fmt: skip
+def test_names_in_yaml(text: str, names: tuple[str, ...]) -> None:
+    assert yolo._yaml_names(text) == names
+
+
+def test_names_and_their_count_must_agree(tmp_path: Path) -> None:
+    fill(tmp_path, "images", "labels", "txt", label(0), 8)
+    (tmp_path / "data.yaml").write_text("nc: 3\nnames: [cat, dog]\n")
+    with pytest.raises(InputError, match=r"names 2 classes, and its nc is 3"):
+        load_detection(tmp_path)
 
 
 # ---- what is not read
@@ -254,7 +267,7 @@ def test_vocs_masks_are_read_by_their_lists(tmp_path: Path, images: str) -> None
     assert data.classes == ("background", "cat", "dog") and data.palette == ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 
 
-@pytest.mark.parametrize("text", ["background\ncat\n", "a:0,0,0::\na:1,1,1::\n", "a:0,0::\n", "# nothing\n"])
+@pytest.mark.parametrize("text", ["background\ncat\n", "a:0,0,0::\na:1,1,1::\n", "a:0,0::\n", "# nothing\n", "a:" + "9" * 5000 + ",0,0::\n"])
 def test_a_labelmap_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     scenes(tmp_path, "JPEGImages", "SegmentationClass")
     (tmp_path / "labelmap.txt").write_text(text)

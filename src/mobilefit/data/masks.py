@@ -135,7 +135,7 @@ def read_labelmap(path: Path) -> tuple[Row, ...]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        found = re.fullmatch(r"(.+?):(\d+),(\d+),(\d+):.*", line.strip())
+        found = re.fullmatch(r"(.+?):(\d{1,9}),(\d{1,9}),(\d{1,9}):.*", line.strip())
         if found is None:
             problems.append(f"line {number}: '{line.strip()[:40]}' is no 'name:r,g,b:parts:actions'")
             continue
@@ -151,9 +151,9 @@ def read_labelmap(path: Path) -> tuple[Row, ...]:
 def _row(text: str, value: int) -> Row:
     """A line that is not empty; ``value`` is its value unless it says another."""
     colour = None
-    if found := re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", text):
+    if found := re.fullmatch(r"(.+?)\s+(\d{1,9})\s+(\d{1,9})\s+(\d{1,9})", text):
         text, colour = found[1], (int(found[2]), int(found[3]), int(found[4]))
-    if found := re.fullmatch(r"(\d+)\s+(.*\D.*)", text):
+    if found := re.fullmatch(r"(\d{1,9})\s+(.*\D.*)", text):
         value, text = int(found[1]), found[2]
     return Row(value, text, colour, text.lower() in IGNORED_NAMES)
 

@@ -160,7 +160,11 @@ def _classes(root: Path, parts: list[LabelFolders]) -> tuple[Path, tuple[str, ..
     folders = dict.fromkeys([root, *(folders.labels for folders in parts), root / "labels"])
     for pattern in ("data.yaml", "dataset.yaml", "*.yaml", "*.yml"):
         for path in sorted(root.glob(pattern)):
-            if not is_junk(path.name) and (names := _yaml_names(_text(path))):
+            text = "" if is_junk(path.name) else _text(path)
+            if names := _yaml_names(text):
+                count = re.search(r"^nc[ \t]*:[ \t]*(\d{1,6})[ \t]*(?:#.*)?$", text, re.MULTILINE)
+                if count and int(count[1]) != len(names):
+                    raise InputError(f"{path} names {len(names)} classes, and its nc is {count[1]}", "make them agree")
                 return path, names
     for pattern in ("classes.txt", "obj.names", "*.names"):
         for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
@@ -177,23 +181,57 @@ def _text(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
+_FLOW = re.compile(r"""\s*(?:(\d{1,6})\s*:\s)?\s*("[^"\\]*"|'(?:[^']|'')*'|[^,"'\[\]{}&*!|>\s][^,\[\]{}\n]*)?\s*([,\]}])""")
+_BLOCK = re.compile(r"""\s*(?:-|(\d{1,6})\s*:)\s+("[^"\\]*"|'(?:[^']|'')*'|[^"'\[{&*!|>\s].*)""")
+
+
 def _yaml_names(text: str) -> tuple[str, ...]:
-    """``names`` of a data set's YAML file, in any of the ways that are written; empty if it has none.
+    """``names`` of a data set's YAML file: a list or numbered names, in brackets or a line each; else empty.
 
     Read by itself: a YAML parser would let a file grow without bounds, for one list.
     """
-    match = re.search(r"^names:[ \t]*(.*(?:\n(?:[ \t]+.*|-.*|[ \t]*|\].*|\}.*))*)", text, re.MULTILINE)
-    if match is None:
+    begin = re.search(r"^names[ \t]*:[ \t]*(?=[\[{]|(?:#.*)?$)", text, re.MULTILINE)
+    if begin is None:
         return ()
-    body = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in match[1].splitlines()).strip()
-    if body[:1] in ("[", "{"):
-        items = [item.strip() for item in re.findall(r"""(?:"[^"]*"|'[^']*'|[^,\n"'])+""", body.strip("[]{}"))]
-    else:
-        items = [line.strip().removeprefix("- ") for line in body.splitlines()]
+    rest = text[begin.end() :]
+    items = _in_brackets(rest[1:]) if rest[:1] in ("[", "{") else _in_lines(rest.splitlines()[1:])
     names: dict[int, str] = {}
-    for item in filter(None, items):
-        numbered = re.fullmatch(r"(\d{1,6})\s*:\s*(.+)", item)
-        name = (numbered[2] if numbered else item).strip()
-        quoted = len(name) > 1 and name[0] in "'\"" and name[-1] == name[0]
-        names[int(numbered[1]) if numbered else len(names)] = name[1:-1] if quoted else name
-    return tuple(names[key] for key in sorted(names)) if sorted(names) == list(range(len(names))) else ()
+    for number, word in items or ():
+        name = word.strip()
+        if name[0] in "'\"":
+            name = name[1:-1].replace("''", "'")
+        names[len(names) if number is None else int(number)] = name
+    return tuple(names[key] for key in sorted(names)) if sorted(names) == list(range(len(items or ()))) else ()
+
+
+Items = list[tuple[str | None, str]]
+"""The number before each name, where there is one."""
+
+
+def _in_brackets(text: str) -> Items | None:
+    """``None``: it is something else."""
+    items: Items = []
+    end = 0
+    while match := _FLOW.match(text, end):
+        if match[2]:
+            items.append((match[1], match[2]))
+        if match[3] != ",":
+            return items
+        end = match.end()
+    return None
+
+
+def _in_lines(lines: list[str]) -> Items | None:
+    """``None``: a line is something else."""
+    items: Items = []
+    for line in lines:
+        bare = re.sub(r"(^|\s)#.*", "", line).rstrip()
+        if not bare:
+            continue
+        if bare[0] not in " \t-":
+            break
+        match = _BLOCK.fullmatch(bare)
+        if match is None:
+            return None
+        items.append((match[1], match[2]))
+    return items
