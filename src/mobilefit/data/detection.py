@@ -269,8 +269,10 @@ def _annotations(root: Path) -> Annotations:
         return voc.read(*found)
     if labels := yolo.find(root):
         return yolo.read(root, labels)
-    seen, command = layout.fitting(root, "detect") or (f"it holds {layout.counted(root)}", _LAYOUTS)
-    raise InputError(f"{root} holds no annotations that are known: {seen}", command)
+    if other := layout.fitting(root, "detect"):
+        what, command = other
+        raise InputError(f"{root} holds no annotations that are known: {what}", f"{command}, or {_LAYOUTS}")
+    raise InputError(f"{root} holds no annotations that are known: it holds {layout.counted(root)}", _LAYOUTS)
 
 
 def _check_once(records: Sequence[Record]) -> None:

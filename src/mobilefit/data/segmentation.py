@@ -334,10 +334,11 @@ def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
             for part, name in named_parts(root).items()
         }
     if "train" not in pairs:
-        seen, command = layout.fitting(root, "segment") or ("", _LAYOUTS)
-        raise InputError(
-            f"{root} holds no images with masks that could be found" + (f": {seen}" if seen else ""), command
-        )
+        message = f"{root} holds no images with masks that could be found"
+        if other := layout.fitting(root, "segment"):
+            what, command = other
+            raise InputError(f"{message}: {what}", f"{command}, or {_LAYOUTS}")
+        raise InputError(message, _LAYOUTS)
     if "test" in pairs and not pairs["test"][1].is_dir():
         del pairs["test"]  # a benchmark's, whose truth is not given out
     missing = [str(folder) for pair in pairs.values() for folder in pair if not folder.is_dir()]
