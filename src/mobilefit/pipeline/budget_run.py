@@ -437,7 +437,13 @@ class BudgetRun:
         return next(iter(networks_at.within([sizes], self.aim_ms)), None)
 
     def scaled_width(self, full: NetSpec, smaller: Sizes, winner: Candidate) -> Candidate:
-        """The network at its full size by the width multiplier that comes nearest in measured latency."""
+        """The network by the width multiplier that comes nearest in measured latency, at its full size.
+
+        A larger network above the reference's size is scaled at that: it is larger to teach, and by the width alone
+        nothing would be left of it.
+        """
+        if full.image_shape[0] > self.design.reference.image_shape[0]:
+            full = full.resolution(*self.design.reference.image_shape)
         spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(full, winner)))
         inherits = covers(full, spec)
         return Candidate(
