@@ -224,7 +224,7 @@ def _require_answer(address: str) -> None:
         InputError: nothing does, or it is no address.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
+    if not (host and port.isdecimal()):
         if address != "auto":
             raise InputError(
                 f"'{address}' is not the address of a Ray cluster", "write HOST:PORT or auto"

@@ -6,8 +6,10 @@ prints it without a traceback. Any other exception is a defect of ours and keeps
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class MobilefitError(Exception):
@@ -57,6 +59,15 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     return InputError(
         f"unknown {kind} '{name}'", did_you_mean(name, known) or "choose from " + ", ".join(known)
     )
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put a file's name before what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", error.hint) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mobilefit.errors import InputError
+from mobilefit.parsing import parse_json
 
 PACKAGES = ("mobilefit", "torch", "torchvision", "lightning-fabric", "numpy", "ai-edge-litert",
             "litert-quantizer")  # fmt: skip
@@ -117,7 +118,7 @@ def read_json(path: Path, *, hint: str | None = "delete it to start anew") -> An
         InputError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -148,7 +149,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
     return rows
 
 

@@ -153,7 +153,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     [
         ("paddding", "unknown field 'paddding' in spec; did you mean 'padding'"),
         ("stem.kernal", "unknown field 'kernal' in stem; did you mean 'kernel'"),
-        ("blocks.3.expnd", "unknown field 'expnd' in blocks.3; did you mean 'expand'"),
+        ("blocks.3.expnd", r"unknown field 'expnd' in blocks\[3\]; did you mean 'expand'"),
         ("head.drop_out", "unknown field 'drop_out' in head; did you mean 'dropout'"),
         ("norm.epsilon", "unknown field 'epsilon' in norm; did you mean 'eps'"),
     ],
@@ -166,39 +166,39 @@ def test_an_unknown_field_gives_the_nearest_name(path: str, message: str) -> Non
 def test_a_missing_field_is_named() -> None:
     content = copy.deepcopy(SMALL.to_dict())
     del content["blocks"][2]["out"]
-    with pytest.raises(InputError, match=r"blocks\.2 lacks the field 'out'"):
+    with pytest.raises(InputError, match=r"blocks\[2\] lacks the field 'out'"):
         NetSpec.from_dict(content)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("stem", None, "'stem' is not an object"),
-        ("head", None, "'head' is not an object"),
-        ("norm", 3, "'norm' is not an object"),
-        ("blocks", None, "'blocks' is not a list of rows"),
-        ("blocks", {"0": {}}, "'blocks' is not a list of rows"),
-        ("blocks.0", None, r"'blocks\.0' is not an object"),
+        ("stem", None, "stem is not an object"),
+        ("head", None, "head is not an object"),
+        ("norm", 3, "norm is not an object"),
+        ("blocks", None, "blocks is not a list"),
+        ("blocks", {"0": {}}, "blocks is not a list"),
+        ("blocks.0", None, r"blocks\[0\] is not an object"),
         ("blocks", [], "it has no blocks"),
-        ("input_size", "96", "input_size '96' is not a positive whole number"),
+        ("input_size", "96", "input_size: '96' is not a whole number"),
         ("in_channels", 0, "in_channels 0 is not a positive"),
-        ("stem.kernel", "3", r"stem\.kernel 3 is not an odd size"),
+        ("stem.kernel", "3", r"stem\.kernel: '3' is not a whole number"),
         ("stem.kernel", 2, r"stem\.kernel 2 is not an odd size"),
         ("stem.stride", 3, r"stem\.stride 3 is neither 1 nor 2"),
         ("last.scaling", "sometimes", r"last\.scaling: unknown value 'sometimes'"),
         ("head.scaling", "sometimes", r"head\.scaling: unknown value 'sometimes'"),
         ("head.dropout", 1, r"head\.dropout 1 is not in \[0, 1\)"),
-        ("head.dropout", "some", r"head\.dropout some is not in"),
+        ("head.dropout", "some", r"head\.dropout: 'some' is not a finite number"),
         ("head.hidden", 0, r"head\.hidden 0 is not a positive"),
         ("head", {"hidden_norm": True}, r"head\.hidden_norm is set, and there is no hidden layer"),
-        ("head.num_classes", 2.5, r"head\.num_classes 2\.5 is not a positive"),
+        ("head.num_classes", 2.5, r"head\.num_classes: 2\.5 is not a whole number"),
         ("norm.eps", 0, r"norm\.eps 0 is not above 0"),
-        ("norm.momentum", None, r"norm\.momentum None is not in \[0, 1\]"),
-        ("blocks.1.op", "invrted", r"blocks\.1\.op: unknown value 'invrted'; did you mean 'inverted'"),
-        ("blocks.1.act", None, r"blocks\.1\.act: unknown value 'None'"),
+        ("norm.momentum", None, r"norm\.momentum: None is not a finite number"),
+        ("blocks.1.op", "invrted", r"blocks\[1\]\.op: unknown value 'invrted'; did you mean 'inverted'"),
+        ("blocks.1.act", None, r"blocks\[1\]\.act: None is not text"),
         ("blocks.1.act", "hardswish", "did you mean 'hard_swish'"),
-        ("blocks.1.se", "v2", r"blocks\.1\.se: unknown value 'v2'"),
-        ("blocks.1.skip", "concat", r"blocks\.1\.skip: unknown value 'concat'"),
+        ("blocks.1.se", "v2", r"blocks\[1\]\.se: unknown value 'v2'"),
+        ("blocks.1.skip", "concat", r"blocks\[1\]\.skip: unknown value 'concat'"),
         ("blocks.1.skip", "pooling", "unknown value 'pooling'; did you mean 'pool'"),
         ("padding", "valid", "padding: unknown value 'valid'"),
     ],
@@ -211,15 +211,15 @@ def test_an_illegal_value_is_named(path: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (Block(op="fused", out=8), "blocks.0 is fused and needs 'expand'"),
-        (Block(op="conv", out=8, expand=8), "blocks.0 is conv and takes no 'expand'"),
-        (Block(op="separable", out=8, expand=8), "blocks.0 is separable and takes no 'expand'"),
-        (Block(op="fused", out=8, expand=8, start_kernel=3), "blocks.0 is fused and takes no 'start_kernel'"),
-        (Block(op="separable", out=8, kernel=0), "blocks.0.kernel 0 is not an odd size"),
-        (Block(out=8, expand=8, start_kernel=4), "blocks.0.start_kernel 4 is not an odd size"),
-        (Block(out=8, start_kernel=3), "blocks.0 needs 'expand'"),
-        (Block(out=8, kernel=0), "blocks.0 needs 'expand'"),
-        (Block(out=8, expand=8, kernel=0, stride=2), "blocks.0 has a stride and no depthwise convolution"),
+        (Block(op="fused", out=8), r"blocks\[0\] is fused and needs 'expand'"),
+        (Block(op="conv", out=8, expand=8), r"blocks\[0\] is conv and takes no 'expand'"),
+        (Block(op="separable", out=8, expand=8), r"blocks\[0\] is separable and takes no 'expand'"),
+        (Block(op="fused", out=8, expand=8, start_kernel=3), r"blocks\[0\] is fused and takes no 'start_kernel'"),
+        (Block(op="separable", out=8, kernel=0), r"blocks\[0\].kernel 0 is not an odd size"),
+        (Block(out=8, expand=8, start_kernel=4), r"blocks\[0\].start_kernel 4 is not an odd size"),
+        (Block(out=8, start_kernel=3), r"blocks\[0\] needs 'expand'"),
+        (Block(out=8, kernel=0), r"blocks\[0\] needs 'expand'"),
+        (Block(out=8, expand=8, kernel=0, stride=2), r"blocks\[0\] has a stride and no depthwise convolution"),
     ],
 )
 def test_rows_that_contradict_themselves(block: Block, message: str) -> None:
@@ -237,8 +237,8 @@ def test_all_problems_come_at_once() -> None:
             head=ClassifierHead(dropout=-1),
         )
     for problem in (
-        "'bad'", "input_size 0", "stem.out -8", "stem.kernel 4", "stem.stride 5", "blocks.1.out 0",
-        "blocks.1.kernel 6", "head.dropout -1",
+        "'bad'", "input_size 0", "stem.out -8", "stem.kernel 4", "stem.stride 5", "blocks[1].out 0",
+        "blocks[1].kernel 6", "head.dropout -1",
     ):  # fmt: skip
         assert problem in str(caught.value)
 

@@ -83,11 +83,11 @@ GOOD = Preset(resolution=8).to_dict()
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**GOOD, "resolutoin": 9}, "unknown preset field 'resolutoin'; did you mean 'resolution'"),
+        ({**GOOD, "resolutoin": 9}, "unknown field 'resolutoin' in the preset; did you mean 'resolution'"),
         ({"resolution": 8}, "lacks mean, std, crop_fraction"),
-        ({**GOOD, "mean": [0.5]}, "bad preset"),
-        ({**GOOD, "mean": None}, "bad preset"),
-        ({**GOOD, "resolution": "wide"}, "bad preset.*wide"),
+        ({**GOOD, "mean": [0.5]}, "mean has 1 entries, not 3"),
+        ({**GOOD, "mean": None}, "mean is not a list"),
+        ({**GOOD, "resolution": "wide"}, "resolution: 'wide' is not a whole number"),
         ({**GOOD, "std": [1, 0, 1]}, "std above 0"),
         ({**GOOD, "resolution": 0, "crop_fraction": 1.5}, "resolution is 0.*crop_fraction is 1.5"),
     ],

@@ -205,24 +205,24 @@ def changed(*path: Any, value: Any) -> dict[str, Any]:
     ("path", "value", "message"),
     [
         (("block",), [], "unknown field 'block' in the space; did you mean 'blocks'"),
-        (("blocks", 1, "kernels"), [3], r"unknown field 'kernels' in blocks\.1; did you mean 'kernel'"),
+        (("blocks", 1, "kernels"), [3], r"unknown field 'kernels' in blocks\[1\]; did you mean 'kernel'"),
         (("blocks",), [], "'blocks' is not a list with at least one entry"),
-        (("blocks",), [{"stride": 1}], r"blocks\.0 lacks the field 'op'"),
-        (("blocks", 0), 7, r"blocks\.0 is not an object"),
+        (("blocks",), [{"stride": 1}], r"blocks\[0\] lacks the field 'op'"),
+        (("blocks", 0), 7, r"blocks\[0\] is not an object"),
         (("rows",), [1], r"rows \[1\] are not \[first, end\] within the base network's 2 rows"),
         (("rows",), [0, 3], r"rows \[0, 3\]"),
         (("base",), "mobilenet_v3_smal", "did you mean 'mobilenet_v3_small'"),
-        (("blocks", 0, "op"), ["mbconf3"], r"blocks\.0\.op: unknown operation 'mbconf3'; did you mean 'mbconv3'"),
-        (("blocks", 0, "kernel"), [3, 4], r"blocks\.0\.kernel: 4 is not an odd size"),
-        (("blocks", 1, "filters"), [0], r"blocks\.1\.filters: 0 is not a positive whole number"),
-        (("blocks", 1, "layers"), [True], r"blocks\.1\.layers: True is not"),
-        (("blocks", 1, "se"), ["v4"], r"blocks\.1\.se: unknown se 'v4'"),
+        (("blocks", 0, "op"), ["mbconf3"], r"blocks\[0\]\.op: unknown operation 'mbconf3'; did you mean 'mbconv3'"),
+        (("blocks", 0, "kernel"), [3, 4], r"blocks\[0\]\.kernel: 4 is not an odd size"),
+        (("blocks", 1, "filters"), [0], r"blocks\[1\]\.filters: 0 is not a positive whole number"),
+        (("blocks", 1, "layers"), [True], r"blocks\[1\]\.layers\[0\]: True is not a whole number"),
+        (("blocks", 1, "se"), ["v4"], r"blocks\[1\]\.se: unknown se 'v4'"),
         (("blocks", 1, "act"), ["hard_swsh"], "did you mean 'hard_swish'"),
-        (("blocks", 1, "skip"), [], r"blocks\.1\.skip is not a list with at least one option"),
-        (("blocks", 1, "kernel"), 3, r"blocks\.1\.kernel is not a list"),
-        (("blocks", 1, "kernel"), [3, 3], r"blocks\.1\.kernel: 3 is there twice"),
-        (("blocks", 1, "stride"), 3, r"blocks\.1\.stride 3 is neither 1 nor 2"),
-        (("blocks", 1, "stride"), 1, r"blocks\.1\.filters: 16 is also a width of blocks\.0, and with stride 1"),
+        (("blocks", 1, "skip"), [], r"blocks\[1\]\.skip is not a list with at least one option"),
+        (("blocks", 1, "kernel"), 3, r"blocks\[1\]\.kernel is not a list"),
+        (("blocks", 1, "kernel"), [3, 3], r"blocks\[1\]\.kernel: 3 is there twice"),
+        (("blocks", 1, "stride"), 3, r"blocks\[1\]\.stride 3 is neither 1 nor 2"),
+        (("blocks", 1, "stride"), 1, r"blocks\[1\]\.filters: 16 is also a width of blocks\[0\], and with stride 1"),
     ],
 )  # fmt: skip
 def test_what_a_file_may_not_say(
@@ -245,7 +245,7 @@ def test_a_field_that_must_be_there(field: str) -> None:
 def test_all_problems_at_once() -> None:
     described = changed("blocks", 0, "kernel", value=[2])
     described["blocks"][1]["layers"] = [0]
-    with pytest.raises(InputError, match=r"blocks\.0\.kernel.*blocks\.1\.layers"):
+    with pytest.raises(InputError, match=r"blocks\[0\]\.kernel.*blocks\[1\]\.layers"):
         Space.from_dict(described)
 
 

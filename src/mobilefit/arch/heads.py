@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from mobilefit.arch.rows import Activation, BatchNorm, choice, is_number, positive
+from mobilefit.arch.rows import MOST_CLASSES, Activation, BatchNorm, choice, is_number, positive
 from mobilefit.arch.scaling import Scaling, WidthRules, near_output
 
 Task = Literal["classify", "detect", "segment"]
@@ -56,7 +56,7 @@ class ClassifierHead:
 
     def problems(self, layers: Sequence[str]) -> Iterator[str]:
         """Everything that is wrong with it."""
-        yield from positive("head.num_classes", self.num_classes)
+        yield from positive("head.num_classes", self.num_classes, MOST_CLASSES)
         yield from positive("head.hidden", self.hidden)
         if self.hidden_norm and self.hidden is None:
             yield "head.hidden_norm is set, and there is no hidden layer"
@@ -113,7 +113,7 @@ class SSDLiteHead:
 
     def problems(self, layers: Sequence[str]) -> Iterator[str]:
         """Everything that is wrong with it."""
-        yield from positive("head.num_classes", self.num_classes)
+        yield from positive("head.num_classes", self.num_classes, MOST_CLASSES)
         for index, width in enumerate(self.extras):
             yield from positive(f"head.extras.{index}", width)
         yield from choice("head.anchors", self.anchors, Anchors)
@@ -170,7 +170,7 @@ class SegmentationHead:
 
     def problems(self, layers: Sequence[str]) -> Iterator[str]:
         """Everything that is wrong with it."""
-        yield from positive("head.num_classes", self.num_classes)
+        yield from positive("head.num_classes", self.num_classes, MOST_CLASSES)
         yield from positive("head.filters", self.filters)
         yield from choice("head.kind", self.kind, SegmentationKind)
         yield from self.norm.problems("head.norm")

@@ -14,6 +14,17 @@ Op = Literal["inverted", "separable", "fused", "conv"]
 Skip = Literal["identity", "pool", "none"]
 Padding = Literal["same", "torch"]
 
+WIDEST = 65_536
+"""Channels of a layer: fifty times those of the widest of the family."""
+LARGEST_KERNEL = 255
+"""Side of a kernel, and distance of its taps."""
+LARGEST_SIDE = 8192
+"""Of an input, pixels."""
+MOST_CLASSES = 1_000_000
+MOST_BLOCKS = 1000
+MOST_PARAMS = 2**29
+"""Of a network: a LiteRT file, which counts its bytes with 31 bits, holds no more float32 numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm:
@@ -127,7 +138,7 @@ def block_problems(where: str, block: Block) -> Iterator[str]:
     yield from positive(f"{where}.expand", block.expand)
     yield from choice(f"{where}.op", block.op, Op)
     yield from choice(f"{where}.skip", block.skip, Skip)
-    yield from positive(f"{where}.dilation", block.dilation)
+    yield from positive(f"{where}.dilation", block.dilation, LARGEST_KERNEL)
     if block.start_kernel != 0:
         yield from odd(f"{where}.start_kernel", block.start_kernel)
         if block.op != "inverted":
@@ -144,14 +155,18 @@ def block_problems(where: str, block: Block) -> Iterator[str]:
         yield f"{where} is {block.op} and takes no 'expand'"
 
 
-def positive(where: str, value: int | None) -> Iterator[str]:
+def positive(where: str, value: int | None, most: int = WIDEST) -> Iterator[str]:
     if value is not None and (not isinstance(value, int) or value < 1):
         yield f"{where} {value!r} is not a positive whole number"
+    elif value is not None and value > most:
+        yield f"{where} {value} is more than {most:,}"
 
 
 def odd(where: str, value: object) -> Iterator[str]:
     if not isinstance(value, int) or value % 2 == 0 or value < 1:
         yield f"{where} {value} is not an odd size"
+    elif value > LARGEST_KERNEL:
+        yield f"{where} {value} is more than {LARGEST_KERNEL}"
 
 
 def choice(where: str, value: str, kind: Any) -> Iterator[str]:

@@ -17,6 +17,8 @@ from typing import Any, get_args
 from mobilefit.arch.cost import Cost, count
 from mobilefit.arch.heads import HEADS, ClassifierHead, Head, Task
 from mobilefit.arch.rows import (
+    LARGEST_SIDE,
+    MOST_BLOCKS,
     Activation,
     BatchNorm,
     Block,
@@ -29,7 +31,11 @@ from mobilefit.arch.rows import (
 )
 from mobilefit.arch.scaling import Scaling, WidthRules
 from mobilefit.arch.width import checked, scaled
-from mobilefit.errors import InputError, did_you_mean, unknown
+from mobilefit.errors import InputError, unknown
+from mobilefit.parsing import dataclass_from, parse_json
+
+NAMED = 10
+"""Problems that a message names; of the others it tells how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,8 @@ class NetSpec:
     def __post_init__(self) -> None:
         problems = list(_problems(self))
         if problems:
-            raise InputError(f"spec '{self.name}' cannot be built: " + "; ".join(problems))
+            more = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+            raise InputError(f"spec '{self.name}' cannot be built: " + "; ".join(problems[:NAMED] + more))
 
     def width(
         self, multiplier: float, rules: WidthRules = "tf", head: Scaling | None = None
@@ -180,34 +187,25 @@ class NetSpec:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: a missing or unknown field (with the nearest name), or an illegal value.
+            InputError: a missing or unknown field (with the nearest name), a value of another type (with the
+                path of its field), or an illegal one.
         """
-        fields = dict(value)
-        blocks = fields.get("blocks", ())
-        if not isinstance(blocks, (list, tuple)):
-            raise InputError("spec field 'blocks' is not a list of rows")
-        fields["blocks"] = tuple(from_mapping(Block, b, f"blocks.{i}") for i, b in enumerate(blocks))
-        if "head" in fields:
-            fields["head"] = _head(fields["head"])
-        for name, kind in _PARTS.items():
-            if name in fields and (name, fields[name]) != ("last", None):
-                fields[name] = from_mapping(kind, fields[name], name)
-        made: NetSpec = from_mapping(cls, fields, "spec")
+        if not isinstance(value, Mapping):
+            raise InputError("this is not a spec: the JSON is not an object")
+        head = {"head": _head(value["head"])} if "head" in value else {}
+        made: NetSpec = dataclass_from(cls, {**value, **head}, "spec")
         return made
 
     @classmethod
-    def from_json(cls, text: str) -> NetSpec:
+    def from_json(cls, text: str | bytes) -> NetSpec:
         """The inverse of :meth:`to_json`."""
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:
             raise InputError(f"this is not a spec: not valid JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise InputError("this is not a spec: the JSON is not an object")
         return cls.from_dict(value)
 
 
-_PARTS = {"stem": Conv, "last": Conv, "norm": BatchNorm}
 _ONLY_IF_SET = {"dilation": 1, "start_kernel": 0, "hidden_norm": False}
 """Fields that came later, and are left out at this value: a network keeps its id."""
 
@@ -222,55 +220,31 @@ def _plain(value: Any) -> Any:
     return {name: inner for name, inner in fields.items() if (name, inner) not in _ONLY_IF_SET.items()}
 
 
-def _head(value: Any) -> Head:
+def _head(value: Any) -> Any:
     """The head that :meth:`NetSpec.to_dict` wrote; a classifier's does not name its task."""
     if not isinstance(value, Mapping):
-        raise InputError("spec field 'head' is not an object")
-    fields = {name: tuple(inner) if isinstance(inner, list) else inner for name, inner in value.items()}
+        raise InputError("head is not an object")
+    fields = dict(value)
     task = fields.pop("task", "classify")
-    if task not in HEADS:
-        raise unknown("task", str(task), HEADS)
-    if "norm" in fields:
-        fields["norm"] = from_mapping(BatchNorm, fields["norm"], "head.norm")
-    made: Head = from_mapping(HEADS[task], fields, "head")
-    return made
-
-
-def from_mapping(kind: Any, value: Any, where: str) -> Any:
-    """Build a dataclass from a mapping, as JSON gives it.
-
-    Raises:
-        InputError: it is no mapping, or a field is unknown (with the nearest name) or missing.
-    """
-    if not isinstance(value, Mapping):
-        raise InputError(f"spec field '{where}' is not an object")
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    for name in value:
-        if name not in known:
-            raise InputError(f"unknown field '{name}' in {where}", did_you_mean(name, known))
-    missing = [n for n, f in known.items() if n not in value and _required(f)]
-    if missing:
-        raise InputError(f"{where} lacks the field '{missing[0]}'")
-    return kind(**value)
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    if not isinstance(task, str) or task not in HEADS:
+        raise unknown("task", str(task)[:60], HEADS)
+    return dataclass_from(HEADS[task], fields, "spec", "head")
 
 
 def _problems(spec: NetSpec) -> Iterator[str]:
     """Everything that is wrong with a spec, all at once."""
-    if not spec.blocks:
-        yield "it has no blocks"
+    if not 1 <= len(spec.blocks) <= MOST_BLOCKS:
+        yield f"it has {len(spec.blocks)} blocks, more than {MOST_BLOCKS}" if spec.blocks else "it has no blocks"
+        return
     for name, conv in (("stem", spec.stem), ("last", spec.last)):
         if conv is not None:
             yield from conv_problems(name, conv)
             yield from choice(f"{name}.scaling", conv.scaling, Scaling)
     for index, block in enumerate(spec.blocks):
-        yield from conv_problems(f"blocks.{index}", block)
-        yield from block_problems(f"blocks.{index}", block)
-    yield from positive("input_size", spec.input_size)
-    yield from positive("input_width", spec.input_width)
+        yield from conv_problems(f"blocks[{index}]", block)
+        yield from block_problems(f"blocks[{index}]", block)
+    yield from positive("input_size", spec.input_size, LARGEST_SIDE)
+    yield from positive("input_width", spec.input_width, LARGEST_SIDE)
     yield from positive("in_channels", spec.in_channels)
     yield from choice("padding", spec.padding, Padding)
     yield from spec.norm.problems("norm")

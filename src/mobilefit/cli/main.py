@@ -180,6 +180,10 @@ def _answered(words: list[str]) -> int:
         return end.exit_code
     except MobilefitError as error:
         return _fail(error.message, error.hint, error.exit_code)
+    except OSError as error:  # the surroundings: no right to it, a name that is too long, a full disk
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}", None, 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):  # click wraps it
             return _stopped(words, "terminated", TERMINATED)

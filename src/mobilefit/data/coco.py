@@ -35,8 +35,11 @@ from mobilefit.data.classification import SkippedFile
 from mobilefit.data.layout import is_junk
 from mobilefit.data.names import is_path_below, last_part, picture_in, spelling
 from mobilefit.errors import InputError
+from mobilefit.parsing import parse_json
 
 ROBOFLOW = "_annotations.coco.json"
+LARGEST_FILE = 2**33
+"""Bytes; the largest public ones have 4 GB."""
 PROBED = 20
 """Pictures that are looked for in a folder, to see whether it is the one."""
 
@@ -173,14 +176,14 @@ def load(path: Path) -> dict[str, list[Row]]:
         InputError: it cannot be read, is broken (with the line), or lacks a list.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), largest=LARGEST_FILE)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} is broken JSON, line {error.lineno}, column {error.colno}: {error.msg}", "export it anew"
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:  # not text, or beyond the limits
         raise InputError(f"{path} is no JSON: {error}", "export it anew") from error
     lists = ("images", "annotations", "categories")
     lacking = [name for name in lists if not isinstance(content, dict) or not _is_rows(content.get(name))]

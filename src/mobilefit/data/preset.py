@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mobilefit.arch.rows import LARGEST_SIDE
 from mobilefit.data.decode import BadImageError, Pixels, centre_box, read_image, resample, to_rgb
-from mobilefit.errors import InputError, unknown
+from mobilefit.errors import InputError
+from mobilefit.parsing import dataclass_from
 
 Fit = Literal["crop", "stretch"]
 Triple = tuple[float, float, float]
@@ -48,10 +50,9 @@ class Preset:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.resolution < 1:
-            problems.append(f"resolution is {self.resolution}, must be 1 or more")
-        if self.width is not None and self.width < 1:
-            problems.append(f"width is {self.width}, must be 1 or more")
+        for name, side in (("resolution", self.resolution), ("width", self.width or 1)):
+            if not 1 <= side <= LARGEST_SIDE:
+                problems.append(f"{name} is {side}, must be 1 to {LARGEST_SIDE}")
         if self.fit not in get_args(Fit):
             problems.append(f"fit is '{self.fit}', must be one of {', '.join(get_args(Fit))}")
         if self.fit == "crop" and self.width not in (None, self.resolution):
@@ -60,6 +61,8 @@ class Preset:
             problems.append(f"crop_fraction is {self.crop_fraction}, must be in (0, 1]")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
             problems.append("mean and std are three numbers each, those of std above 0")
+        elif not (max(map(abs, self.mean)) <= 1e6 and 1e-6 <= min(self.std) <= max(self.std) <= 1e6):
+            problems.append("mean and std are on the scale of 0 to 1, and a million times that at most")
         if problems:
             raise InputError("bad preset: " + "; ".join(problems))
 
@@ -115,35 +118,17 @@ class Preset:
         """The preset that :meth:`to_dict` wrote.
 
         Raises:
-            InputError: an unknown or a missing key, or a value that is out of range.
+            InputError: an unknown or a missing field, or a value of another type or out of range.
         """
-        fields = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in fields:
-                raise unknown("preset field", key, fields)
-        missing = [name for name in fields if name not in values and name not in _USUAL]
-        if missing:
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and f.name not in _USUAL]
+        if isinstance(values, dict) and missing:
             raise InputError(f"the preset lacks {', '.join(missing)}")
-        try:
-            return cls(
-                resolution=int(values["resolution"]),
-                mean=_triple(values["mean"]),
-                std=_triple(values["std"]),
-                crop_fraction=float(values["crop_fraction"]),
-                width=None if values.get("width") is None else int(values["width"]),
-                fit=values.get("fit", _USUAL["fit"]),
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"bad preset: {error}") from error
+        made: Preset = dataclass_from(cls, values, "the preset")
+        return made
 
 
 _USUAL: dict[str, Any] = {"width": None, "fit": "crop"}
 """Fields that are written only where they are otherwise."""
-
-
-def _triple(values: Any) -> Triple:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
 
 
 def to_floats(pixels: Pixels) -> Floats:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from mobilefit.data.decode import BadImageError, decode
 from mobilefit.data.shard_remote import Version
+from mobilefit.parsing import parse_json
 from mobilefit.runs import atomic_file
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
@@ -79,7 +80,7 @@ def read_index(path: Path) -> ShardIndex | None:
     """An index that was kept; ``None`` if there is none, or it is damaged or of another format."""
     try:
         with np.load(path, allow_pickle=False) as kept:
-            head = json.loads(str(kept["head"]))
+            head = parse_json(str(kept["head"]))
             if head["format"] != FORMAT:
                 return None
             arrays = {name: kept[name] for name in ("keys", "offsets", "sizes", "labels", "sides")}
@@ -201,7 +202,7 @@ def _whole_number(content: bytes) -> object:
 
 def _field(content: bytes) -> object:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError:
         return "(no JSON)"
     return value.get("label") if isinstance(value, dict) else None

@@ -15,7 +15,6 @@ shards or one folder above; without either the labels are the names.
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
@@ -28,6 +27,7 @@ from typing import Any
 
 from mobilefit.data.shard_remote import MissingError, is_remote, read, shown
 from mobilefit.errors import InputError, unknown
+from mobilefit.parsing import parse_json
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CLASSES = "classes.txt"
@@ -226,7 +226,7 @@ def _of_manifest(source: str) -> Listing:
 
 def _manifest(source: str) -> dict[str, Any]:
     try:
-        content = json.loads(read(source))
+        content = parse_json(read(source))
     except ValueError as error:
         raise InputError(f"{shown(source)} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

@@ -33,6 +33,7 @@ from mobilefit.device.host import device_id, shared_worker
 from mobilefit.errors import InputError
 from mobilefit.litert.graph import Graph, Tensor, parse, serialize
 from mobilefit.nn import Network, build
+from mobilefit.parsing import checked
 from mobilefit.progress import Progress
 from mobilefit.runs import machine, read_json, write_json
 from mobilefit.runtime import StopRule, Worker, available_cores
@@ -230,11 +231,13 @@ class LatencyTable:
             if value["format"] != FORMAT:
                 raise InputError(f"{path} has the unknown format {value['format']}", "build it again")
             rows, nominal = (
-                {str(key): float(ms) for key, ms in value[name].items()} for name in ("rows", "nominal")
+                {key: checked(float, ms, name, f"{path}: {name}[{key!a}]") for key, ms in value[name].items()}
+                for name in ("rows", "nominal")
             )
-            table = cls(device=str(value["device"]), rows=rows, offset=float(value["offset"]),
-                        scale=float(value["scale"]), nominal=nominal, worker=worker, file=file)  # fmt: skip
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            offset, scale = (checked(float, value[name], name, f"{path}: {name}") for name in ("offset", "scale"))
+            table = cls(device=str(value["device"]), rows=rows, offset=offset, scale=scale, nominal=nominal,
+                        worker=worker, file=file)  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a latency table: {error!r}", "build it again") from error
         if table.device != _device(worker):
             raise InputError(

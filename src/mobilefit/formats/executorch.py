@@ -13,6 +13,7 @@ from torch import nn
 
 from mobilefit.errors import InputError
 from mobilefit.formats.extra import needed
+from mobilefit.parsing import parse_json
 
 METADATA_NAME = "mobilefit"
 """A method of the program without arguments, which gives the JSON: ExecuTorch's constant methods."""
@@ -53,7 +54,10 @@ def read_metadata(blob: bytes) -> dict[str, Any] | None:
     program = _load(blob)
     if METADATA_NAME not in program.method_names:
         return None
-    found: dict[str, Any] = json.loads(program.load_method(METADATA_NAME).execute([])[0])
+    try:
+        found: dict[str, Any] = parse_json(program.load_method(METADATA_NAME).execute([])[0])
+    except (ValueError, TypeError) as error:
+        raise InputError("not an ExecuTorch program of ours, or damaged", "export it again") from error
     return found
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from mobilefit.errors import InputError
 from mobilefit.formats.extra import needed
 from mobilefit.litert.graph import METADATA_NAME
+from mobilefit.parsing import parse_json
 
 OPSET = 18
 """The lowest that torch's exporter writes by itself; HardSwish is an operator since 14."""
@@ -76,7 +77,7 @@ def read_metadata(blob: bytes) -> dict[str, Any] | None:
     try:
         model = onnx.load_from_string(blob)
         found = {entry.key: entry.value for entry in model.metadata_props}
-        loaded: dict[str, Any] | None = json.loads(found.get(METADATA_NAME, "null"))
+        loaded: dict[str, Any] | None = parse_json(found.get(METADATA_NAME, "null"))
     except Exception as error:  # protobuf's own error type differs between its versions
         raise InputError("not an ONNX model of ours, or damaged", "export it again") from error
     return loaded

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from mobilefit.errors import InputError, unknown
 from mobilefit.litert.graph import CODE, Graph, Op
+from mobilefit.parsing import dataclass_from
 
 Arithmetic = Literal["int8", "int16", "float"]
 """Of a layer: int8 weights with int8 or with int16 activations, or float32 altogether."""
@@ -47,16 +48,18 @@ class Policy:
             InputError: another form, or an unknown arithmetic.
         """
         try:
-            rules = tuple(Rule(pattern=str(r["pattern"]), arithmetic=r["arithmetic"]) for r in value["rules"])
-        except (KeyError, TypeError) as error:
+            if isinstance(value, dict) and "rules" not in value:
+                raise InputError("it lacks the field 'rules'")
+            made: Policy = dataclass_from(cls, value, "the policy")
+        except InputError as error:
             raise InputError(
-                f"not a quantization policy: {error!r}",
+                f"not a quantization policy: {error}",
                 'write {"rules": [{"pattern": "blocks.0.*", "arithmetic": "float"}]}',
             ) from error
-        for rule in rules:
+        for rule in made.rules:
             if rule.arithmetic not in get_args(Arithmetic):
                 raise unknown("arithmetic", rule.arithmetic, get_args(Arithmetic))
-        return cls(rules=rules)
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

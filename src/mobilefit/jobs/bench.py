@@ -14,9 +14,9 @@ from mobilefit.device import Latency, Phone, Protocol, android, busy
 from mobilefit.device.host import chosen_core
 from mobilefit.device.profile import OpTime, profile
 from mobilefit.device.target import HOST
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, naming
 from mobilefit.jobs.lab import check_positive
-from mobilefit.jobs.model import naming, read_file
+from mobilefit.jobs.model import read_file
 from mobilefit.jobs.options import device_option, option, tool_option
 from mobilefit.progress import Voice
 from mobilefit.report import bench as report

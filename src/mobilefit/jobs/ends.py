@@ -33,6 +33,7 @@ from mobilefit.nn.boxes import (
     select,
     spec_anchors,
 )
+from mobilefit.parsing import dataclass_from
 from mobilefit.tasks.detect import DetectionEvaluation, Found, judged
 from mobilefit.tasks.metrics import SegmentationMetric, labels_of
 from mobilefit.tasks.segment import SegmentationEvaluation
@@ -61,10 +62,12 @@ def outputs_of(description: Any, spec: NetSpec) -> Outputs | None:
     """
     if spec.task == "classify" or description is None:
         return None
+    kind = DetectionOutputs if spec.task == "detect" else SegmentationOutputs
     try:
-        return DetectionOutputs(**description) if spec.task == "detect" else SegmentationOutputs(**description)
-    except TypeError as error:
-        raise InputError(f"ends with something unknown: {description}", "export it again") from error
+        made: Outputs = dataclass_from(kind, description, "outputs", "outputs")
+    except InputError as error:
+        raise InputError(f"ends with something unknown: {error}", "export it again") from error
+    return made
 
 
 # ---- what the outputs mean

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mobilefit.arch import Task
+from mobilefit.errors import naming
 from mobilefit.jobs import pretrained
 from mobilefit.jobs.kinds import KINDS, Kind, loaded, source_of, trained_preset
-from mobilefit.jobs.model import evaluate_file, file_info, naming, read_file
+from mobilefit.jobs.model import evaluate_file, file_info, read_file
 from mobilefit.jobs.options import option
 from mobilefit.progress import Voice
 from mobilefit.tasks.detect import DetectionEvaluation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from mobilefit import arch, int8, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, ImageSet, Preset, batches
 from mobilefit.data.scenes import scene_batches
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, naming
 from mobilefit.jobs import pretrained
 from mobilefit.jobs.ends import (
     Ends,
@@ -32,6 +31,7 @@ from mobilefit.jobs.running import Runner, outline
 from mobilefit.litert.metadata import packaged
 from mobilefit.litert.outputs import DetectionOutputs, Outputs, with_outputs
 from mobilefit.nn import Network, build
+from mobilefit.parsing import texts
 from mobilefit.tasks.detect import DetectionEvaluation
 from mobilefit.tasks.segment import SegmentationEvaluation
 from mobilefit.train import Evaluation, evaluation_of
@@ -236,18 +236,9 @@ def file_info(blob: bytes, path: Path) -> FileInfo:
             )
         spec = NetSpec.from_dict(metadata["spec"])
         return FileInfo(
-            preset=Preset.from_dict(metadata["preset"]), classes=tuple(metadata["classes"]), spec=spec,
+            preset=Preset.from_dict(metadata["preset"]), classes=texts(metadata["classes"], "classes"), spec=spec,
             outputs=outputs_of(metadata.get("outputs"), spec),
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts a file's name before what is wrong with it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error.message}", error.hint) from error
 
 
 def read_file(path: Path) -> bytes:

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobilefit.arch import Task
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, naming
 from mobilefit.jobs.drawn import Drawings, captioned, draw_boxes, draw_mask
 from mobilefit.jobs.ends import Answer, channels_first, labels
 from mobilefit.jobs.frames import Frame, Source, sources
 from mobilefit.jobs.lab import check_positive, check_share
 from mobilefit.jobs.masks import Masks
-from mobilefit.jobs.model import FileInfo, file_info, naming, read_file
+from mobilefit.jobs.model import FileInfo, file_info, read_file
 from mobilefit.jobs.options import option
 from mobilefit.jobs.running import File, Floats, Runner
 from mobilefit.nn.boxes import Detections

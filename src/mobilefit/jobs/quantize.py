@@ -13,7 +13,7 @@ from mobilefit import device, int8
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
 from mobilefit.device import lowerings
-from mobilefit.errors import InputError, QualityGateError
+from mobilefit.errors import InputError, QualityGateError, naming
 from mobilefit.int8 import Fidelity, LayerSensitivity, Policy, Simulation
 from mobilefit.int8.observers import Observer
 from mobilefit.int8.training import DELAY, FREEZE
@@ -26,7 +26,6 @@ from mobilefit.jobs.model import (
     calibration,
     evaluate_file,
     file_info,
-    naming,
     prepared,
     read_file,
     some,

@@ -18,6 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from mobilefit.errors import InputError
 from mobilefit.litert.verify import DAMAGED, content, layout
+from mobilefit.parsing import parse_json
 
 FILE_IDENTIFIER = b"TFL3"
 METADATA_NAME = "mobilefit"
@@ -356,6 +357,8 @@ def _read_signature(graph: Graph, model: schema.ModelT, tensors: list[Tensor]) -
     graph.output_names = [t.name for t in graph.outputs]
     if model.signatureDefs:
         signature = model.signatureDefs[0]
+        if (len(signature.inputs or []), len(signature.outputs or [])) != (len(graph.inputs), len(graph.outputs)):
+            raise InputError(*DAMAGED)
         graph.signature = signature.signatureKey.decode()
         graph.inputs = [tensors[m.tensorIndex] for m in signature.inputs]
         graph.outputs = [tensors[m.tensorIndex] for m in signature.outputs]
@@ -401,7 +404,7 @@ def read_metadata(blob: bytes) -> dict[str, Any] | None:
     for entry in model.metadata or []:
         if entry.name == METADATA_NAME.encode():
             try:
-                loaded: dict[str, Any] = json.loads(bytes(model.buffers[entry.buffer].data))
+                loaded: dict[str, Any] = parse_json(bytes(model.buffers[entry.buffer].data))
             except (IndexError, TypeError, ValueError) as error:
                 raise InputError(*DAMAGED) from error
             return loaded

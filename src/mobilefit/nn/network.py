@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilefit.arch.heads import Task
+from mobilefit.arch.rows import MOST_PARAMS
 from mobilefit.arch.spec import NetSpec
-from mobilefit.errors import unknown
+from mobilefit.errors import InputError, unknown
 from mobilefit.nn.backbone import Backbone
 from mobilefit.nn.classifier import ClassifierHead
 from mobilefit.nn.segmentation import Segmentation
@@ -62,10 +63,17 @@ def build(spec: NetSpec, num_classes: int | None = None, *, init: Init = "kaimin
         num_classes: outputs; the spec's own number when left out.
         init: ``kaiming`` (torchvision: normal, fan-out, for convolutions; N(0, 0.01) for linear
             layers) or ``slim`` (TF-slim: normal cut at two standard deviations of 0.09, everywhere).
+
+    Raises:
+        InputError: no such initialisation, or a network beyond :data:`MOST_PARAMS`.
     """
     if init not in get_args(Init):
         raise unknown("initialisation", init, get_args(Init))
-    network = Network(spec if num_classes is None else spec.classes(num_classes))
+    spec = spec if num_classes is None else spec.classes(num_classes)
+    params = spec.cost().params
+    if params > MOST_PARAMS:  # before memory is asked for them
+        raise InputError(f"'{spec.name}' has {params:,} parameters, more than {MOST_PARAMS:,}", "make it narrower")
+    network = Network(spec)
     classifier = isinstance(network.head, ClassifierHead)
     for module in (network if classifier else network.backbone).modules():  # other heads begin their own way
         if isinstance(module, (nn.Conv2d, nn.Linear)):

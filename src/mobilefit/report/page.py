@@ -79,7 +79,7 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-_SHAPE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError)
+_SHAPE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError)
 """What a record of another shape than expected ends in."""
 
 

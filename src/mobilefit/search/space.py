@@ -27,13 +27,15 @@ from typing import Any, Literal, get_args
 
 from mobilefit import arch
 from mobilefit.arch import Block, Conv, NetSpec, Task
-from mobilefit.arch.rows import Activation, Skip
-from mobilefit.arch.spec import from_mapping
+from mobilefit.arch.rows import MOST_BLOCKS, WIDEST, Activation, Skip, odd, positive
 from mobilefit.errors import InputError, did_you_mean, unknown
+from mobilefit.parsing import checked
 from mobilefit.runs import read_json
 from mobilefit.search.strategy import Tokens
 
 SE = Literal["none", "v3", "mnasnet"]
+MOST_OPTIONS = 1000
+"""Of a decision."""
 CHOICES = ("op", "kernel", "se", "skip", "filters", "layers", "act")
 """The decisions of a block, in the order of the tokens; one with a single option takes no token."""
 
@@ -357,15 +359,14 @@ class Space:
                 f"the space's base '{base.name}' is to {base.task}, and classifiers are searched",
                 "name its backbone: with --task each network becomes one of the task",
             )
-        blocks = tuple(
-            _made(BlockChoices, block, f"blocks.{i}") for i, block in enumerate(_list(value, "blocks"))
-        )
+        blocks = checked(tuple[BlockChoices, ...], _list(value, "blocks"), "the space", "blocks")
         stems, tails = _around(base, value.get("rows"))
         if "stems" in value:
-            stems = tuple(_made(Stem, v, f"stems.{i}") for i, v in enumerate(_list(value, "stems")))
+            stems = checked(tuple[Stem, ...], _list(value, "stems"), "the space", "stems")
         if "tails" in value:
-            tails = tuple(_made(Tail, v, f"tails.{i}") for i, v in enumerate(_list(value, "tails")))
-        return cls(name=str(value["name"]), base=base, stems=stems, blocks=blocks, tails=tails)
+            tails = checked(tuple[Tail, ...], _list(value, "tails"), "the space", "tails")
+        name = checked(str, value["name"], "the space", "name")
+        return cls(name=name, base=base, stems=stems, blocks=blocks, tails=tails)
 
     @classmethod
     def load(cls, path: Path) -> Space:
@@ -488,23 +489,9 @@ def _list(value: Mapping[str, Any], name: str) -> list[Any]:
     found = value[name]
     if not isinstance(found, (list, tuple)) or not found:
         raise InputError(f"the space's '{name}' is not a list with at least one entry")
+    if len(found) > MOST_OPTIONS:
+        raise InputError(f"the space's '{name}' has {len(found):,} entries, more than {MOST_OPTIONS:,}")
     return list(found)
-
-
-def _made(kind: Any, value: Any, where: str) -> Any:
-    """A dataclass from JSON: lists become tuples, and rows and convolutions their own kinds."""
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where} is not an object")
-    fields = {name: _inner(name, inner, f"{where}.{name}") for name, inner in value.items()}
-    return from_mapping(kind, fields, where)
-
-
-def _inner(name: str, value: Any, where: str) -> Any:
-    if name == "rows" and isinstance(value, (list, tuple)):
-        return tuple(from_mapping(Block, row, f"{where}.{i}") for i, row in enumerate(value))
-    if name in ("conv", "last") and value is not None:
-        return from_mapping(Conv, value, where)
-    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 # ---- what is illegal
@@ -515,7 +502,7 @@ def _problems(space: Space) -> Iterator[str]:
         if not getattr(space, name):
             yield f"it has no {name}"
             return
-    found = [p for i, block in enumerate(space.blocks) for p in _block_problems(f"blocks.{i}", block)]
+    found = [p for i, block in enumerate(space.blocks) for p in _block_problems(f"blocks[{i}]", block)]
     yield from found
     if found:
         return
@@ -524,7 +511,7 @@ def _problems(space: Space) -> Iterator[str]:
         shared = sorted({*block.filters} & {*before.filters})
         if block.stride == 1 and shared:
             yield (
-                f"blocks.{index}.filters: {shared[0]} is also a width of blocks.{index - 1}, and with "
+                f"blocks[{index}].filters: {shared[0]} is also a width of blocks[{index - 1}], and with "
                 "stride 1 nobody could tell where one block ends and the other begins"
             )
     yield from _end_problems(space)
@@ -535,8 +522,10 @@ def _block_problems(where: str, block: BlockChoices) -> Iterator[str]:
         yield f"{where}.stride {block.stride!r} is neither 1 nor 2"
     for choice in CHOICES:
         options = getattr(block, choice)
-        if not isinstance(options, tuple) or not options:
-            yield f"{where}.{choice} is not a list with at least one option"
+        if not isinstance(options, tuple) or not 1 <= len(options) <= MOST_OPTIONS:
+            yield f"{where}.{choice} is not a list with at least one option" + (
+                f" and at most {MOST_OPTIONS:,}" if options else ""
+            )
             continue
         for option in options:
             problem = _option_problem(choice, option)
@@ -549,11 +538,9 @@ def _block_problems(where: str, block: BlockChoices) -> Iterator[str]:
 
 def _option_problem(choice: str, option: Any) -> str:
     if choice in ("filters", "layers"):
-        good = type(option) is int and option >= 1
-        return "" if good else f"{option!r} is not a positive whole number"
+        return next(positive("", option, WIDEST if choice == "filters" else MOST_BLOCKS), "").strip()
     if choice == "kernel":
-        good = type(option) is int and option >= 1 and option % 2 == 1
-        return "" if good else f"{option!r} is not an odd size"
+        return next(odd("", option), "").strip()
     if choice == "op":
         known = ("conv", "depthwise", "mbconv3", "mbconv6", "extradw4", "convnext4")
         if option in known or expansion(str(option)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -105,6 +106,7 @@ def fit(
     recipe = _batch_within(recipe, len(train_set))
     plan = plan_for(train_set, recipe, steps, checkpoint_every)
     _require_parts(recipe, fabric)
+    _require_memory(net, recipe, fabric)
     task.require(net, [train_set] if validation is None else [train_set, validation])
     if isinstance(teacher, SoftTargets):
         task, teacher = distillation_task(task, teacher, train_set, preset, recipe, seed, fabric), None
@@ -155,6 +157,27 @@ def _require_parts(recipe: Recipe, fabric: Fabric) -> None:
             f"a batch of {recipe.batch_size} images cannot be divided into {fabric.world_size} processes "
             f"x {recipe.accumulate} parts of two images or more",
             f"choose a --batch-size that {parts} divides, {2 * parts} or more",
+        )
+
+
+def _require_memory(net: nn.Module, recipe: Recipe, fabric: Fabric) -> None:
+    """Check that a step can be taken at all: what its layers give has to be kept for the way back.
+
+    Half of what a step takes, or less; on a CPU alone, where the system ends a process that asks for too much.
+    """
+    spec = getattr(net, "spec", None)
+    if spec is None or fabric.device.type != "cpu":
+        return
+    maps = [layer.out * layer.out_size * layer.out_columns for layer in spec.cost().layers]
+    images = recipe.batch_size // (fabric.world_size * recipe.accumulate)
+    needed = images * sum(maps) * (2 if "16" in recipe.precision else 4)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        height, width = spec.image_shape
+        raise InputError(
+            f"a step of {images} images of {width}x{height} px needs {needed / 2**30:,.0f} GiB of memory or more, "
+            f"and this machine has {memory / 2**30:,.0f}",
+            "choose a smaller --batch-size or --resolution",
         )
 
 
