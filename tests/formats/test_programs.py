@@ -48,8 +48,7 @@ def test_it_says_what_the_module_says(files, kind, count, network):
 @every_kind
 def test_it_carries_the_description(files, kind):
     blob = files(kind)
-    read = torch_export.load(blob)[1] if kind == "pt2" else KINDS[kind].read_metadata(blob)
-    assert read == METADATA
+    assert KINDS[kind].read_metadata(blob) == METADATA
 
 
 @every_kind

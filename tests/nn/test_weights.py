@@ -150,8 +150,8 @@ def test_a_file_from_before_says_neither(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     ("metadata", "said"),
-    [({"preset": "{"}, "its 'preset' is not valid JSON"), ({"preset": "[]"}, "its 'preset' is not a dict"),
-     ({"classes": "3"}, "its 'classes' is not a list")],
+    [({"preset": "{"}, "its 'preset' is not valid JSON"), ({"preset": "[]"}, "its 'preset' is not an object"),
+     ({"classes": "3"}, "classes is not a list")],
 )  # fmt: skip
 def test_a_file_that_says_nonsense(metadata: dict[str, str], said: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
@@ -368,7 +368,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
 def test_a_pickled_model_says_what_to_save_instead(tmp_path: Path) -> None:
     torch.save(tiny(), tmp_path / "net.pth")
     message = refusal(tiny(), tmp_path / "net.pth")
-    assert "holds Python objects, not tensors alone; save the model's state_dict()" in message
+    assert "holds Python objects, not tensors alone (mobilefit.nn.network.Network); save the model's state_dict()" in message
 
 
 @pytest.mark.parametrize("value", [[1, 2], 3.5, {"model": {"a": 1}}, {"epoch": 3}])

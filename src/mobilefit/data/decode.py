@@ -13,6 +13,7 @@ import importlib.util
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,7 @@ def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple
     if not data:
         raise BadImageError("empty file")
     try:
-        file = Image.open(io.BytesIO(data))
+        file = open_picture(io.BytesIO(data))
         full_size = file.size
         if at_least is not None:
             file.draft(None, _scaled(full_size, at_least))
@@ -93,6 +94,12 @@ def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, tuple
         width, height = full_size
         raise BadImageError(f"only {width}x{height} pixels, the shortest side must be {MIN_SIDE}")
     return image, full_size
+
+
+def open_picture(source: BinaryIO | Path) -> Image.Image:
+    """Pillow's picture of a file, by any decoder except that of EPS, which has Ghostscript run the file."""
+    Image.init()
+    return Image.open(source, formats=[name for name in Image.ID if name != "EPS"])
 
 
 def read_image(path: Path, at_least: int | None = None) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from mobilefit.data.decode import BadImageError, Pixels
+from mobilefit.data.decode import BadImageError, Pixels, open_picture
 from mobilefit.errors import InputError
 
 Colour = tuple[int, int, int]
@@ -221,7 +221,7 @@ def decode_mask(data: bytes, *, coloured: bool = False) -> RawMask:
     if not data:
         raise BadImageError("empty file")
     try:
-        file = Image.open(io.BytesIO(data))
+        file: Image.Image = open_picture(io.BytesIO(data))
         if file.format == "JPEG":
             raise BadImageError("a JPEG, whose compression changes labels; masks must be PNG")
         file.load()

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from mobilefit.data.decode import BadImageError, Pixels, decode, read_image, shrink
+from mobilefit.data.decode import BadImageError, Pixels, decode, open_picture, read_image, shrink
 from mobilefit.data.folder import LOOKED_AT
 from mobilefit.data.images import Indices, worker_count
 from mobilefit.data.lazy import BAD_FRACTION, LeftOut
@@ -145,7 +145,7 @@ def _look_at(path: Path) -> tuple[Picture, Pixels]:
     reduced = sorted(image.size) != sorted(full_size)  # a JPEG, decoded at a part of its size
     picture = Picture(
         path=path,
-        size=_upright_size(Image.open(io.BytesIO(data))) if reduced else image.size,
+        size=_upright_size(open_picture(io.BytesIO(data))) if reduced else image.size,
         digest=hashlib.sha256(data).hexdigest(),
         kept=None,
         looked_at=True,
@@ -156,7 +156,7 @@ def _look_at(path: Path) -> tuple[Picture, Pixels]:
 def _glance_at(path: Path) -> tuple[Picture, None]:
     """Read no more of a picture than its size."""
     try:
-        with Image.open(path) as file:
+        with open_picture(path) as file:
             size = _upright_size(file)
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error

@@ -1,4 +1,8 @@
-"""A torch.export program (.pt2): the network for torch without its Python code."""
+"""A torch.export program (.pt2): the network for torch without its Python code.
+
+Weights of such a file are read by :mod:`mobilefit.nn.program_weights`, which runs nothing of it. The program itself
+runs here, to compare a file that was just made with its module, and only then: see :func:`run_all`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,13 @@ import torch
 from torch import nn
 
 from mobilefit.errors import InputError
+from mobilefit.nn.program_weights import DESCRIPTION, read_program
+from mobilefit.runs import sha256
 
-METADATA_NAME = "mobilefit.json"
 Floats = npt.NDArray[np.float32]
+
+_made: set[str] = set()
+"""SHA-256 of the programs that this process exported."""
 
 
 def export(
@@ -33,25 +41,20 @@ def export(
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine that it ran on
     file = io.BytesIO()
-    extra = {} if metadata is None else {METADATA_NAME: json.dumps(metadata, sort_keys=True)}
+    extra = {} if metadata is None else {DESCRIPTION: json.dumps(metadata, sort_keys=True)}
     torch.export.save(program, file, extra_files=extra)
-    return file.getvalue()
+    blob = file.getvalue()
+    _made.add(sha256(blob))
+    return blob
 
 
-def load(blob: bytes) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The network of a .pt2 file, and the metadata that :func:`export` stored with it.
+def read_metadata(blob: bytes) -> dict[str, Any] | None:
+    """The dictionary that :func:`export` stored, or None where there is none.
 
     Raises:
-        InputError: no such file, or damaged, or of a torch that this one cannot read.
+        InputError: ``blob`` is no such program, or damaged.
     """
-    extra: dict[str, Any] = {METADATA_NAME: ""}
-    try:
-        module = torch.export.load(io.BytesIO(blob), extra_files=extra).module()
-        text = extra[METADATA_NAME]
-        return module, json.loads(text) if text else None
-    except Exception as error:  # whatever the bytes lead torch's reader to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"torch cannot load the program: {reason}", "export it again") from error
+    return read_program(blob)[1]
 
 
 def run(blob: bytes, images: Floats) -> Floats:
@@ -62,10 +65,18 @@ def run(blob: bytes, images: Floats) -> Floats:
 def run_all(blob: bytes, images: Floats) -> list[Floats]:
     """Every output that the reloaded program computes for images ``[n, channels, height, width]``.
 
+    torch's reader runs any code that a file holds, so this takes what :func:`export` made in this very process
+    and nothing else.
+
     Raises:
-        InputError: see :func:`load`.
+        InputError: it was not made here.
     """
-    module, _ = load(blob)
+    if sha256(blob) not in _made:
+        raise InputError(
+            "this program was not exported by this process, and torch would run any code that it holds",
+            "if you trust it, load it with torch.export.load",
+        )
+    module = torch.export.load(io.BytesIO(blob)).module()
     with torch.no_grad():
         found = module(torch.from_numpy(images))
     return [one.numpy() for one in (found if isinstance(found, (tuple, list)) else [found])]

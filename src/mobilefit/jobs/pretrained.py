@@ -15,7 +15,6 @@ from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset
 from mobilefit.data.names import spelling
 from mobilefit.errors import InputError, did_you_mean
-from mobilefit.formats import torch_export
 from mobilefit.nn import Network, build, hub, weights
 from mobilefit.nn.backbone_weights import backbone_from, classifier_of, read_backbone
 from mobilefit.nn.hub import EFFICIENTNET_LITE, IMAGENET, Triple
@@ -410,8 +409,6 @@ def teacher(
             _require_outputs(name, model.classes, classes)  # before anything is downloaded
         made = model.trained(quiet=quiet)
         found = _Knowledge(network=made, mean=model.mean, std=model.std, side=model.side)
-    elif name.endswith(".pt2"):
-        found = _of_program(_file(name))
     else:
         found = _of_weights(_file(name), preset)
     if found.classes is not None and len(found.classes) == len(classes) and found.classes != tuple(classes):
@@ -425,22 +422,6 @@ def teacher(
     )
     _require_outputs(name, _outputs(made_of), classes)
     return made_of
-
-
-def _of_program(path: Path) -> _Knowledge:
-    try:
-        network, said = torch_export.load(path.read_bytes())
-    except InputError as error:
-        raise InputError(f"{path}: {error.message}", error.hint) from error
-    if said is None or not {"preset", "classes"} <= said.keys():
-        raise InputError(
-            f"{path} does not say how its images are prepared", "give a file that mobilefit exported"
-        )
-    preset = Preset.from_dict(said["preset"])
-    return _Knowledge(
-        network=network, mean=preset.mean, std=preset.std, side=preset.resolution,
-        classes=tuple(said["classes"]),
-    )  # fmt: skip
 
 
 def _of_weights(path: Path, student: Preset) -> _Knowledge:

@@ -26,10 +26,13 @@ from torch import Tensor
 from mobilefit.arch import FAMILY, TORCHVISION, difference
 from mobilefit.arch.rows import BatchNorm, Block, Padding
 from mobilefit.arch.spec import NetSpec
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, naming
 from mobilefit.nn import head_weights
 from mobilefit.nn.blocks import Row
 from mobilefit.nn.network import Network, build
+from mobilefit.nn.program_weights import read_program
+from mobilefit.nn.torch_checkpoint import is_program, read_checkpoint, require_plain, unwrapped
+from mobilefit.parsing import parse_json, texts
 from mobilefit.runs import atomic_file
 
 Rename = Callable[[str], str | None]
@@ -87,7 +90,8 @@ def restored(saved: Saved, name: str) -> Network:
     """
     if saved.spec is None:
         raise InputError(
-            f"{name} does not say which network it is", "name the network with --model as well"
+            f"{name} does not say which network it is",
+            "mobilefit train --model NAME --weights FILE writes a file that does",
         )
     network = build(saved.spec)
     load_trained(network, Trained(
@@ -104,51 +108,50 @@ def read_weights(path: Path) -> Saved:
     """
     if not path.is_file():
         raise InputError(f"no such weights file: {path}")
+    if path.suffix == ".safetensors":
+        state, said = _read_safetensors(path)
+    elif path.suffix == ".pt2" or is_program(path):
+        with naming(path):
+            state, description = read_program(path.read_bytes())
+        state, said = unwrapped(state, str(path)), description or {}
+    else:
+        state, said = read_checkpoint(path), {}
+    require_plain(state, str(path))
+    with naming(path):
+        return _described(state, said)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return _described(state, metadata)
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError as error:  # what it says of itself is not right
-        raise InputError(f"{path}: {error.message}", error.hint) from error
-    except Exception as error:  # torch and safetensors raise half a dozen kinds for a damaged file
-        if "Unsupported global" in str(error):  # torch's own message spans a screen
-            raise InputError(
-                f"{path} is not a readable weights file: it holds Python objects, not tensors alone",
-                "save the model's state_dict() instead",
-            ) from error
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "damaged"
-        raise InputError(
-            f"{path} is not a readable weights file: {reason}", "it is damaged or cut short"
-        ) from error
-    return Saved(state=_state_dict(value, path))
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises half a dozen kinds for a damaged file
+        reason = (str(error).strip().splitlines() or ["damaged"])[0][:120]
+        raise InputError(f"{path} is not a readable weights file: {reason}", "it is damaged or cut short") from error
+    with naming(path):
+        return state, {key: _json(key, metadata[key]) for key in _SAID if key in metadata}
 
 
-def _described(state: dict[str, Tensor], metadata: Mapping[str, str]) -> Saved:
-    spec, said = metadata.get("spec"), {}
-    for key, kind in (("preset", dict), ("classes", list)):
-        try:
-            said[key] = json.loads(metadata.get(key, "null"))
-        except ValueError as error:
-            raise InputError(f"its '{key}' is not valid JSON ({error})") from error
-        if said[key] is not None and not isinstance(said[key], kind):
-            raise InputError(f"its '{key}' is not a {kind.__name__}")
-    classes = said["classes"]
+_SAID = ("spec", "preset", "classes")
+
+
+def _json(key: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InputError(f"its '{key}' is not valid JSON ({error})") from error
+
+
+def _described(state: dict[str, Tensor], said: Mapping[str, Any]) -> Saved:
+    """Tensors with what a file of ours says of them."""
+    spec, preset, classes = (said.get(key) for key in _SAID)
+    if preset is not None and not isinstance(preset, dict):
+        raise InputError("its 'preset' is not an object")
     return Saved(
-        state=state, spec=None if spec is None else NetSpec.from_json(spec), preset=said["preset"],
-        classes=None if classes is None else tuple(map(str, classes)),
+        state=state, spec=None if spec is None else NetSpec.from_dict(spec), preset=preset,
+        classes=None if classes is None else texts(classes, "classes"),
     )  # fmt: skip
-
-
-def _state_dict(value: object, path: Path) -> dict[str, Tensor]:
-    for key in ("model_ema", "state_dict", "model"):
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]
-    if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
-    return {str(key).removeprefix("module."): tensor for key, tensor in value.items()}
 
 
 # ---- weights for a network, whatever their layout
