@@ -150,10 +150,11 @@ def test_what_is_no_object(value: Any) -> None:
 
 
 def test_names_are_texts() -> None:
-    assert texts(["a", "Ä b", "猫"], "classes") == ("a", "Ä b", "猫")
+    assert texts(["a", "Ä b", "猫", "\x1b]0;"], "classes") == ("a", "Ä b", "猫", "\x1b]0;")
     for value, message in (
-        ([], "classes is empty"), ("abc", "classes is not a list"), ([1], r"classes\[0\]: 1 is not text"),
+        ([], "classes has 0 entries"), ("abc", "classes is not a list"), ([1], r"classes\[0\]: 1 is not text"),
         (["a", "b\r"], r"classes\[1\]: 'b\\r' is not one line"), (None, "classes is not a list"),
+        (["\u2028"], r"classes\[0\]: '\\u2028' is not one line"), (["a\x00"], r"classes\[0\]"), (["\udc80"], r"classes\[0\]"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             texts(value, "classes")

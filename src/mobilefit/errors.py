@@ -11,6 +11,9 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+LONGEST = 300
+"""Characters of a name that is shown, and that the nearest one is looked for: the search is quadratic."""
+
 
 class MobilefitError(Exception):
     """A problem that the user can act on.
@@ -49,15 +52,18 @@ class QualityGateError(MobilefitError):
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``"did you mean 'x'?"`` for the choice nearest to ``name``, or ``""`` when none is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:LONGEST], list(choices), n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else ""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The error for a name that is not among ``choices``: suggests the nearest, else lists all."""
     known = list(choices)
+    shown = f"'{name}'" if name.isprintable() else ascii(name)
+    if len(shown) > LONGEST:
+        shown = f"{shown[:LONGEST]}... ({len(name):,} characters)"
     return InputError(
-        f"unknown {kind} '{name}'", did_you_mean(name, known) or "choose from " + ", ".join(known)
+        f"unknown {kind} {shown}", did_you_mean(name, known) or "choose from " + ", ".join(known)
     )
 
 

@@ -31,12 +31,16 @@ LARGEST_NUMBER = 2**31 - 1
 LONGEST_TEXT = 1_000
 """Characters of a name."""
 LONGEST_LIST = 100_000
-"""Entries of a list: ImageNet-21k has 21,841 classes."""
+"""Entries of a list."""
+MOST_NAMES = 1_000_000
+"""Of classes; ImageNet-21k has 21,841."""
 
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*\\?(?:"|\Z)', re.DOTALL)
 _LONG_NUMBER = re.compile(rf"(?<![.\d])\d{{{MOST_DIGITS + 1}}}")
 _NO_BRACKETS = re.compile(r"[^][{}]+")
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
+_BUT_BREAKS = re.compile("[\x01-\x09\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
+"""Control characters that begin no line."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -89,7 +93,7 @@ def dataclass_from(kind: Any, value: Any, what: str, path: str = "") -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise InputError(f"unknown field {_shown(name)} in {path or what}", did_you_mean(str(name), fields))
+            raise InputError(f"unknown field {shown(name)} in {path or what}", did_you_mean(str(name), fields))
     missing = [n for n, f in fields.items() if n not in value and _required(f)]
     if missing:
         raise InputError(f"{path or what} lacks the field '{missing[0]}'")
@@ -116,20 +120,25 @@ def checked(hint: Any, value: Any, what: str, path: str) -> Any:
         return _tuple(parts, value, what, path)
     problem = _problem(str if origin is Literal else hint, value)
     if problem:
-        raise InputError(f"{path}: {_shown(value)} is not {problem}")
+        raise InputError(f"{path}: {shown(value)} is not {problem}")
     return value
 
 
 def texts(value: Any, what: str) -> tuple[str, ...]:
-    """A list of names, of classes say.
+    """A list of names, of classes say, which are whatever folders are called: control characters may be in them.
 
     Raises:
-        InputError: it is no list, is empty, or an entry is no text that can be shown on one line.
+        InputError: it is no list, is empty, or an entry is no text of one line.
     """
-    names: tuple[str, ...] = checked(tuple[str, ...], value, what, what)
-    if not names:
-        raise InputError(f"{what} is empty")
-    return names
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{what} is not a list")
+    if not 1 <= len(value) <= MOST_NAMES:
+        raise InputError(f"{what} has {len(value):,} entries, not 1 to {MOST_NAMES:,}")
+    for index, name in enumerate(value):
+        problem = _problem(str, _BUT_BREAKS.sub("", name) if isinstance(name, str) else name)
+        if problem:
+            raise InputError(f"{what}[{index}]: {shown(name)} is not {problem}")
+    return tuple(value)
 
 
 def _tuple(parts: tuple[Any, ...], value: Any, what: str, path: str) -> tuple[Any, ...]:
@@ -160,10 +169,10 @@ def _problem(kind: Any, value: Any) -> str:
         if len(value) > LONGEST_TEXT:
             return f"at most {LONGEST_TEXT:,} characters long"
         return "" if not (_CONTROL.search(value) or _SURROGATE.search(value)) else "one line of text"
-    return "" if isinstance(value, kind) else f"of the type {kind.__name__}"
+    return "" if isinstance(value, kind) else "an object"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value on a line, in ASCII where it is not text that can be shown, and cut."""
     text = f"'{value}'" if isinstance(value, str) and not _problem(str, value) else ascii(value)
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text):,} characters)"

@@ -15,7 +15,7 @@ from torch import nn
 
 from mobilefit.errors import InputError
 from mobilefit.int8 import with_random_ranges
-from mobilefit.litert import compile
+from mobilefit.litert import compile, verify
 from mobilefit.litert.graph import unpack
 from mobilefit.litert.verify import layout
 
@@ -84,6 +84,40 @@ def test_a_tensor_beyond_all_memory_is_named(blob: bytes) -> None:
 
     with pytest.raises(InputError, match=r"tensor 'image' of shape \[1, 60000, 60000, 3\] is too"):
         unpack(changed(blob, change))
+
+
+def operators(model: Any) -> Any:
+    return model.subgraphs[0].operators
+
+
+ORDERS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "swapped": (lambda m: operators(m).reverse(), "which nothing has written"),
+    "doubled": (lambda m: operators(m).append(operators(m)[0]), "writes what is written already"),
+    "dropped": (lambda m: operators(m).pop(0), "which nothing has written"),
+    "the last one dropped": (lambda m: operators(m).pop(), "truncated or corrupt"),
+    "reading itself": (lambda m: setattr(operators(m)[0], "inputs", [*operators(m)[0].outputs]), "which nothing"),
+    "writing the input": (lambda m: setattr(operators(m)[0], "outputs", m.subgraphs[0].inputs), "written already"),
+    "writing weights": (lambda m: setattr(operators(m)[1], "outputs", operators(m)[1].inputs[1:2]), "written already"),
+    "a signature of something within": (
+        lambda m: setattr(m.signatureDefs[0].outputs[0], "tensorIndex", operators(m)[0].outputs[0]), "truncated or corrupt",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ORDERS)
+def test_operators_that_cannot_follow_each_other(what: str, blob: bytes) -> None:
+    change, message = ORDERS[what]
+    with pytest.raises(InputError, match=message):
+        unpack(changed(blob, change))
+
+
+def test_tensors_that_are_large_together_are_counted(blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8x8x3 numbers and 6x6x8 of one byte each are alive around the first convolution, quantized before it."""
+    monkeypatch.setattr(verify, "_MOST_AT_ONCE", 8 * 8 * 3 * 5)
+    unpack(blob)
+    monkeypatch.setattr(verify, "_MOST_AT_ONCE", 8 * 8 * 3 * 5 - 1)
+    with pytest.raises(InputError, match="GiB for its tensors"):
+        unpack(blob)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])

@@ -151,3 +151,10 @@ def test_every_block_of_the_search_space_is_built_as_it_is_counted(inputs: int) 
         assert any(layer.residual for layer in layers) == network.backbone.blocks[0].residual
         features = network.backbone.blocks(network.backbone.stem(torch.zeros(1, 3, 14, 14)))
         assert features.shape == (1, 8, layers[-1].out_size, layers[-1].out_size)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2"])
+def test_a_network_beyond_all_memory_is_refused_before_it_is_made(name: str) -> None:
+    """Within the limits of a layer, and 5 to 11 GB of parameters all together."""
+    with pytest.raises(InputError, match=r"has [\d,]{13} parameters, more than 536,870,912"):
+        build(spec(name).width(30))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,20 @@ AVERAGE = {key: value + 1 if value.is_floating_point() else value for key, value
 EPOCH = {"epoch": 3, "optimizer": torch.optim.SGD(PEER.parameters(), 0.1).state_dict(), "best": np.float64(0.5)}
 
 
+class AttributeDict(dict[str, Any]):
+    """As Lightning keeps a script's options."""
+
+
+class Callbacks(list[Any]):
+    """As a framework keeps what is called."""
+
+
+def counts() -> defaultdict[str, list[int]]:
+    by_class: defaultdict[str, list[int]] = defaultdict(list)
+    by_class["a"].append(1)
+    return by_class
+
+
 def under(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in state.items()}
 
@@ -44,6 +58,8 @@ PLAIN: dict[str, Any] = {
     "Lightning": {"state_dict": under("model."), "hyper_parameters": {"lr": 0.1}, "callbacks": {}},
     "Lightning with a loss of its own": {"state_dict": {**under("net."), "loss.weight": torch.ones(3)}},
     "data parallel": under("module."),
+    "Lightning's options": {"state_dict": under("model."), "hyper_parameters": AttributeDict(lr=0.1, args=argparse.Namespace())},
+    "statistics": {"net": STATE, "history": counts(), "callbacks": Callbacks([datetime.timedelta(1)]), "best": np.float32(1)},
     "compiled": under("_orig_mod."),
     "compiled and parallel": {"model": under("module._orig_mod."), **EPOCH},
     "Lightning, compiled": {"state_dict": under("model._orig_mod."), "date": datetime.date(2026, 1, 1)},
@@ -60,6 +76,7 @@ AVERAGES: dict[str, Any] = {
     "ema": {"model": STATE, "ema": AVERAGE},
     "ema, nested": {"model": STATE, "ema": {"decay": 0.9, "module": under("module.", AVERAGE)}},
     "no average yet": {"model": AVERAGE, "ema": None},
+    "an average in a list": {"model": AVERAGE, "ema": {"decay": 0.9, "shadow_params": list(STATE.values())}},
 }
 
 

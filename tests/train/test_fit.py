@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from mobilefit.arch import spec
 from mobilefit.data import ImageSet
 from mobilefit.data.images import ArraySource
 from mobilefit.errors import InputError
-from mobilefit.train import TrainingDiverged, evaluate, fit
+from mobilefit.train import Recipe, TrainingDiverged, evaluate, fit, loop, open_fabric
 from mobilefit.train.loss import Criterion
 from mobilefit.train.trainer import Trainer
 
@@ -250,3 +251,16 @@ def test_a_temperature_softens_both_and_keeps_the_gradients_size() -> None:
 def test_distillation_needs_a_teacher() -> None:
     with pytest.raises(InputError, match="distils from a teacher, and there is none"):
         train(network(), distillation=0.5)
+
+
+@pytest.mark.parametrize(("side", "batch", "fits"), [(224, 8, True), (8192, 4096, False), (2048, 100_000, False)])
+def test_a_step_that_no_machine_can_keep_is_refused(side: int, batch: int, fits: bool) -> None:
+    """MobileNetV3-Small at 8192 px gives 8.5 GiB an image that the way back needs."""
+    net = nn.Module()
+    net.spec = spec("mobilenet_v3_small").resolution(side)  # type: ignore[assignment]
+    recipe, fabric = Recipe(batch_size=batch), open_fabric("cpu")
+    if fits:
+        loop._require_memory(net, recipe, fabric)
+        return
+    with pytest.raises(InputError, match=rf"a step of {batch} images of {side}x{side} px needs [\d,]+ GiB"):
+        loop._require_memory(net, recipe, fabric)

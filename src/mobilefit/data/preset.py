@@ -120,9 +120,10 @@ class Preset:
         Raises:
             InputError: an unknown or a missing field, or a value of another type or out of range.
         """
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and f.name not in _USUAL]
-        if isinstance(values, dict) and missing:
-            raise InputError(f"the preset lacks {', '.join(missing)}")
+        if isinstance(values, dict):
+            missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and f.name not in _USUAL]
+            if missing:
+                raise InputError(f"the preset lacks {', '.join(missing)}")
         made: Preset = dataclass_from(cls, values, "the preset")
         return made
 

@@ -80,6 +80,24 @@ class Ends:
     spec: NetSpec
     outputs: Outputs | None
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the outputs that the file should have; of a segmenter's logits before they are resized, whatever size."""
+        height, width = self.spec.image_shape
+        classes, outputs = self.spec.head.num_classes, self.outputs
+        if self.spec.task == "classify":
+            return [(1, classes)]
+        if isinstance(outputs, SegmentationOutputs) and outputs.form == "labels":
+            return [(1, height, width)]
+        if self.spec.task == "segment":
+            coarse = isinstance(outputs, SegmentationOutputs) and outputs.form == "coarse"
+            return [()] if coarse else [(1, height, width, classes)]
+        if self.suppressed:
+            most = self.rule.max_detections
+            return [(1, most, 4), (1, most), (1, most), (1,)]
+        anchors = len(spec_anchors(self.spec))
+        return [(1, anchors, 4), (1, anchors, classes + (outputs is None))]
+
     def answers(self, found: Sequence[Floats]) -> list[Answer]:
         """Outputs of several images, maps channels first, as an answer for each.
 
@@ -124,9 +142,22 @@ class Ends:
         if len(found) != (4 if self.suppressed else 2):
             raise _odd(found)
         if self.suppressed:
-            return [_given(*(values[i] for values in found)) for i in range(len(found[0]))]
+            return [self._given(*(values[i] for values in found)) for i in range(len(found[0]))]
         pairs = self.boxes(found) if self.outputs is None else map(torch.from_numpy, found)
         return [select(boxes, likely, self.rule) for boxes, likely in zip(*pairs, strict=True)]
+
+    def _given(self, location: Floats, category: Floats, score: Floats, count: Floats) -> Detections:
+        """Of the four outputs of one image: y0, x0, y1, x1, not clipped; after ``count`` there is nothing."""
+        if not (np.isfinite(count) and 0 <= count <= len(score)):
+            raise InputError(f"gives {float(count):g} detections of {len(score)}", "export it again")
+        most = int(count)
+        labels = torch.from_numpy(category[:most])
+        if most and not (labels.min() >= 0 and labels.max() < self.spec.head.num_classes):
+            raise InputError("gives classes that it does not name", "export it again")
+        boxes = torch.from_numpy(location[:most])[:, [1, 0, 3, 2]].clamp(0, 1)
+        visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        found = torch.from_numpy(score[:most])
+        return Detections(boxes=boxes[visible], scores=found[visible], labels=labels.long()[visible])
 
     def _maps(self, maps: Floats) -> Floats:
         """Logits of the head's own size are resized as the network does it."""
@@ -139,15 +170,6 @@ class Ends:
             align_corners=head.align_corners,
         ).numpy()  # fmt: skip
         return fine
-
-
-def _given(location: Floats, category: Floats, score: Floats, count: Floats) -> Detections:
-    """Of the four outputs of one image: y0, x0, y1, x1, not clipped; after ``count`` there is nothing."""
-    most = int(count)
-    boxes = torch.from_numpy(location[:most])[:, [1, 0, 3, 2]].clamp(0, 1)
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    found, labels = torch.from_numpy(score[:most]), torch.from_numpy(category[:most]).long()
-    return Detections(boxes=boxes[visible], scores=found[visible], labels=labels[visible])
 
 
 def _odd(found: Sequence[Floats]) -> InputError:

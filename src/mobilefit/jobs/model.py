@@ -28,10 +28,12 @@ from mobilefit.jobs.ends import (
     usual_outputs,
 )
 from mobilefit.jobs.running import Runner, outline
+from mobilefit.litert.graph import Graph, parse
 from mobilefit.litert.metadata import packaged
 from mobilefit.litert.outputs import DetectionOutputs, Outputs, with_outputs
+from mobilefit.litert.shapes import check_shapes
 from mobilefit.nn import Network, build
-from mobilefit.parsing import texts
+from mobilefit.parsing import checked, texts
 from mobilefit.tasks.detect import DetectionEvaluation
 from mobilefit.tasks.segment import SegmentationEvaluation
 from mobilefit.train import Evaluation, evaluation_of
@@ -235,10 +237,48 @@ def file_info(blob: bytes, path: Path) -> FileInfo:
                 "use a file that mobilefit exported",
             )
         spec = NetSpec.from_dict(metadata["spec"])
-        return FileInfo(
+        info = FileInfo(
             preset=Preset.from_dict(metadata["preset"]), classes=texts(metadata["classes"], "classes"), spec=spec,
             outputs=outputs_of(metadata.get("outputs"), spec),
         )  # fmt: skip
+        _check_accuracy(metadata.get("accuracy") or {})
+        graph = parse(blob)
+        check_shapes(graph)
+        _check_ends(graph, info)
+        return info
+
+
+def _check_accuracy(accuracy: Any) -> None:
+    """Check what a file says of its quality: by format, numbers and the images that they are of."""
+    for form, entry in checked(dict, accuracy, "accuracy", "accuracy").items():
+        for name, value in checked(dict, entry, "accuracy", f"accuracy.{form}").items():
+            if name != "images" or not isinstance(value, str):
+                checked(float, value, "accuracy", f"accuracy.{form}.{name}")
+
+
+def _check_ends(graph: Graph, info: FileInfo) -> None:
+    """Check that a file takes and gives what it says of itself.
+
+    Raises:
+        InputError: it does not.
+    """
+    inputs, given = [tensor.shape for tensor in graph.inputs], [tensor.shape for tensor in graph.outputs]
+    height, width = info.preset.shape
+    is_row = info.spec.task == "classify" and len(given) == 1 and len(given[0]) == 2
+    classes = given[0][1] if is_row else info.spec.head.num_classes
+    if classes != len(info.classes):
+        raise InputError(f"names {len(info.classes)} classes, but has {classes} outputs", "export it again")
+    if inputs != [(1, height, width, 3)]:
+        taken = list(inputs[0]) if len(inputs) == 1 else inputs
+        raise InputError(
+            f"takes {taken}, but says that images are brought to {height}x{width}", "export it again"
+        )
+    wanted = info.ends.shapes
+    if len(given) != len(wanted) or any(w and shape != w for shape, w in zip(given, wanted)):
+        raise InputError(
+            f"gives {', '.join(map(str, map(list, given)))}, which is not what it says that it ends with",
+            "export it again",
+        )
 
 
 def read_file(path: Path) -> bytes:

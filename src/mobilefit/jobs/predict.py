@@ -80,9 +80,7 @@ class Network(ABC):
         Raises:
             InputError: it is damaged, or at odds with its own description.
         """
-        file = File(blob)
-        _check(file, info, info.spec.head.num_classes)
-        return cls(path=path, info=info, file=file)
+        return cls(path=path, info=info, file=File(blob))
 
     def prepare(self, picture: Image.Image) -> Floats:
         """The picture as the network takes it, ``[1, height, width, 3]``."""
@@ -121,9 +119,7 @@ class Classifier(Network):
     @classmethod
     def of(cls, path: Path, info: FileInfo, blob: bytes) -> Classifier:
         """See :class:`Network`."""
-        runner = Runner(blob)
-        _check(runner, info, runner.output.shape[-1])
-        return cls(path=path, info=info, file=runner)
+        return cls(path=path, info=info, file=Runner(blob))
 
     def shares(self, outputs: Sequence[Floats]) -> Floats:
         """The softmax of the outputs, one share a class."""
@@ -149,24 +145,6 @@ def _largest(shares: npt.NDArray[Any], info: FileInfo, count: int) -> list[dict[
 def _shares(classes: Sequence[dict[str, Any]], info: FileInfo) -> str:
     widest = min(WIDEST_NAME, max(map(len, info.classes)))
     return "  ".join(f"{c['class']:<{widest}} {c['share']:6.1%}" for c in classes)
-
-
-def _check(file: File, info: FileInfo, outputs: int) -> None:
-    """See that a file is as it says of itself.
-
-    Raises:
-        InputError: it is not.
-    """
-    height, width = info.preset.shape
-    if outputs != len(info.classes):
-        raise InputError(
-            f"names {len(info.classes)} classes, but has {outputs} outputs", "export it again"
-        )
-    if file.input.shape[1:] != (height, width, 3):
-        raise InputError(
-            f"takes {list(file.input.shape)}, but says that images are brought to {height}x{width}",
-            "export it again",
-        )
 
 
 class _Scenes(Network):

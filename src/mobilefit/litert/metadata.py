@@ -163,7 +163,7 @@ def _text(what: str, description: Mapping[str, Any]) -> str:
     for kind, found in sorted((description.get("accuracy") or {}).items()):
         for key, label in _MEASURES.items():
             if key in found:
-                said.append(f"{label} of the {kind} file: {found[key]:.2%} on {found['images']}.")
+                said.append(f"{label} of the {kind} file: {found[key]:.2%} on {found.get('images', 'images')}.")
     return " ".join(said)
 
 

@@ -3,7 +3,7 @@
 The Python reader of flatbuffers follows every offset and believes every length: garbage leads it
 into hours of reading, and a runtime out of its memory. :func:`layout` sees that all offsets and
 lengths stay within the file; :func:`content` that the numbers in it fit together: indices, the sizes
-of constants, scales.
+of constants, scales, the order of the operators, the memory that they take.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mobilefit.errors import InputError
 
 DAMAGED = ("the LiteRT model is truncated or corrupt", "export or copy the .tflite file again")
 _DEEPEST = 64  # tables within tables, as flatbuffers' own verifier in C++ has it
+_MOST_AT_ONCE = 2**32
+"""Bytes of the tensors that are alive between two operators."""
 _LARGEST = 2**31
 """Bytes of a tensor: a flatbuffer, and what LiteRT counts bytes with, ends there."""
 
@@ -124,14 +126,60 @@ def content(model: schema.ModelT) -> None:
             _require(op.opcodeIndex < codes)
             _indices(op.inputs, len(tensors), least=-1)
             _indices(op.outputs, len(tensors))
+        _check_order(sub, model.buffers)
     for entry in model.metadata or []:
         _require(entry.buffer < buffers and entry.name is not None)
     for signature in model.signatureDefs or []:
         _require(signature.subgraphIndex < len(model.subgraphs))
         tensors = model.subgraphs[signature.subgraphIndex].tensors or []
-        maps = [*(signature.inputs or []), *(signature.outputs or [])]
-        _indices([m.tensorIndex for m in maps], len(tensors))
-        _require(signature.signatureKey is not None and all(m.name is not None for m in maps))
+        sub = model.subgraphs[signature.subgraphIndex]
+        for maps, known in ((signature.inputs or [], sub.inputs), (signature.outputs or [], sub.outputs)):
+            _indices([m.tensorIndex for m in maps], len(tensors))
+            _require({m.tensorIndex for m in maps} <= {int(i) for i in _all(known)})
+            _require(all(m.name is not None for m in maps))
+        _require(signature.signatureKey is not None)
+
+
+def _check_order(sub: schema.SubGraphT, buffers: list[schema.BufferT]) -> None:
+    """Check that operators read what is there by then, that nothing is written twice, and what is alive at a time."""
+    tensors = sub.tensors or []
+    sizes = [_bytes(tensor) for tensor in tensors]
+    written = {i for i, tensor in enumerate(tensors) if len(_all(buffers[tensor.buffer].data))}  # constants
+    written.update(int(index) for index in _all(sub.inputs))
+    unwritten = {i for i, tensor in enumerate(tensors) if tensor.isVariable or not sizes[i]}
+    ops = [([int(i) for i in _all(op.inputs) if i >= 0], [int(i) for i in _all(op.outputs)]) for op in sub.operators or []]
+    ends: dict[int, set[int]] = {}
+    for index, place in {index: place for place, (read, _) in enumerate(ops) for index in read}.items():
+        ends.setdefault(place, set()).add(index)
+    alive = sum(sizes[int(index)] for index in _all(sub.inputs))
+    for place, (read, made) in enumerate(ops):
+        early = next((index for index in read if index not in written and index not in unwritten), None)
+        if early is not None:
+            raise InputError(
+                f"operator {place} of the LiteRT model reads the tensor {_name(tensors[early])}, which nothing has written",
+                DAMAGED[1],
+            )
+        if len({*made}) < len(made) or not written.isdisjoint(made):
+            raise InputError(f"operator {place} of the LiteRT model writes what is written already", DAMAGED[1])
+        written.update(made)
+        alive += sum(sizes[index] for index in made)
+        if alive > _MOST_AT_ONCE:
+            raise InputError(
+                f"the LiteRT model needs {alive / 2**30:.1f} GiB for its tensors, more than {_MOST_AT_ONCE >> 30}",
+                "export it for smaller images",
+            )
+        constants = (index for index in ends.get(place, ()) if not len(_all(buffers[tensors[index].buffer].data)))
+        alive -= sum(sizes[index] for index in constants)
+    _require(written.union(unwritten).issuperset(int(index) for index in _all(sub.outputs)))
+
+
+def _all(values: Any) -> Any:
+    return () if values is None else values
+
+
+def _bytes(tensor: schema.TensorT) -> int:
+    """0 of a tensor without values, and of a type whose values have no fixed size."""
+    return -(-math.prod(int(side) for side in _all(tensor.shape)) * _BITS.get(tensor.type, 0) // 8)
 
 
 def _check_tensor(tensor: schema.TensorT, data: Any) -> None:
@@ -139,7 +187,7 @@ def _check_tensor(tensor: schema.TensorT, data: Any) -> None:
     _require(all(side >= 0 for side in shape))
     bits = _BITS.get(tensor.type)
     if bits is not None:
-        size = -(-math.prod(shape) * bits // 8)
+        size = _bytes(tensor)
         if size > _LARGEST:
             raise InputError(
                 f"the LiteRT model's tensor {_name(tensor)} of shape {shape} is too large", DAMAGED[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,16 @@ LAYOUTS = {
 """By layout, the first tensor of its networks; what stands before it in every key is a wrapper's."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Of data parallelism and averages, of torch.compile, of Lightning: around networks of no known layout."""
+DEEPEST = 5
+"""Entries within each other that are looked into."""
 _PROGRAM = "archive_format"
 _OBJECTS = ("unsupported global", "is blocked", "unrecognized function", "can only create", "can only build")
 """What torch says where a file holds more than tensors, in lower case."""
 _SAVE_STATE = "save the model's state_dict() instead"
 
 
-class _Unread:
-    """What stands for an object of a class that is not read."""
+class _Unread(list[Any]):
+    """What stands for an object of a class that is not read; a list, so that what is appended to it has a place."""
 
     name = ""
 
@@ -47,6 +50,14 @@ class _Unread:
 
     def __setstate__(self, state: object) -> None:
         pass
+
+
+class _Dictionary(OrderedDict[Any, Any]):
+    """What stands for a kind of dictionary that is not known here: a plain one."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        """Nothing in it; what a file puts into it comes later."""
+        return OrderedDict()
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -83,7 +94,10 @@ def _loaded(path: Path) -> Any:
             "save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
         )
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if names else []
-    stubs: list[Any] = [(type("Unread", (_Unread,), {"name": name}), name) for name in unsafe]
+    stubs: list[Any] = [
+        (_Dictionary if name.lower().endswith("dict") else type("Unread", (_Unread,), {"name": name}), name)
+        for name in unsafe
+    ]
     with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -102,14 +116,10 @@ def is_program(path: Path) -> bool:
 
 
 def _state_dict(value: object, path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: through its entries by their usual names, however deep."""
-    while isinstance(value, Mapping) and not _has_tensors(value):
-        inner = next((value[k] for k in (*AVERAGES, *WEIGHTS) if isinstance(value.get(k), Mapping)), None)
-        if inner is None:
-            break
-        value = inner
-    if isinstance(value, Mapping) and _has_tensors(value):
-        return {str(key): tensor for key, tensor in value.items() if isinstance(tensor, Tensor)}
+    """The tensors of a checkpoint: those of the first of its entries that has some, by their usual names."""
+    state = _inner_state(value, DEEPEST)
+    if state is not None:
+        return {str(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     entries = value.values() if isinstance(value, Mapping) else [value]
     objects = [entry.name for entry in entries if isinstance(entry, _Unread)]
     if objects:
@@ -119,6 +129,15 @@ def _state_dict(value: object, path: Path) -> dict[str, Tensor]:
         )
     entries_line = f": its entries are {', '.join(map(ascii, list(value)[:6]))}" if isinstance(value, Mapping) else ""
     raise InputError(f"{path} holds no state dict of tensors{entries_line}", _SAVE_STATE)
+
+
+def _inner_state(value: object, levels: int) -> Mapping[Any, Any] | None:
+    if not isinstance(value, Mapping) or levels == 0:
+        return None
+    if _has_tensors(value):
+        return value
+    inner = (_inner_state(value.get(key), levels - 1) for key in (*AVERAGES, *WEIGHTS))
+    return next((state for state in inner if state is not None), None)
 
 
 def _has_tensors(value: Mapping[Any, Any]) -> bool:

@@ -29,7 +29,7 @@ from mobilefit import arch
 from mobilefit.arch import Block, Conv, NetSpec, Task
 from mobilefit.arch.rows import MOST_BLOCKS, WIDEST, Activation, Skip, odd, positive
 from mobilefit.errors import InputError, did_you_mean, unknown
-from mobilefit.parsing import checked
+from mobilefit.parsing import checked, shown
 from mobilefit.runs import read_json
 from mobilefit.search.strategy import Tokens
 
@@ -345,10 +345,12 @@ class Space:
         Raises:
             InputError: a missing or unknown field, or an illegal option.
         """
+        if not isinstance(value, Mapping):
+            raise InputError("this is not a space: the JSON is not an object")
         known = ("name", "base", "rows", "blocks", "stems", "tails")
         for key in value:
             if key not in known:
-                raise InputError(f"unknown field '{key}' in the space", did_you_mean(key, known))
+                raise InputError(f"unknown field {shown(key)} in the space", did_you_mean(str(key), known))
         for key in ("name", "base", "blocks"):
             if key not in value:
                 raise InputError(f"the space lacks the field '{key}'")
@@ -481,7 +483,7 @@ def _pair(rows: Any, count: int) -> tuple[int, int]:
     ):  # fmt: skip
         return rows[0], rows[1]
     raise InputError(
-        f"the space's rows {rows!r} are not [first, end] within the base network's {count} rows"
+        f"the space's rows {shown(rows)} are not [first, end] within the base network's {count} rows"
     )
 
 
