@@ -105,7 +105,8 @@ def dataclass_from(kind: Any, value: Any, what: str, path: str = "") -> Any:
 
 def checked(hint: Any, value: Any, what: str, path: str) -> Any:
     """A value of the type that an annotation says: see :func:`dataclass_from`."""
-    if hint is Any or (dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint))):
+    of_fields = dataclasses.is_dataclass(hint)
+    if hint is Any or (of_fields and isinstance(value, hint)):
         return value
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -114,7 +115,7 @@ def checked(hint: Any, value: Any, what: str, path: str) -> Any:
         kinds = [part for part in parts if part is not type(None)]
         instances = [part for part in kinds if dataclasses.is_dataclass(part) and isinstance(value, part)]
         return checked((instances or kinds)[0], value, what, path)
-    if dataclasses.is_dataclass(hint):
+    if of_fields:
         return dataclass_from(hint, value, what, path)
     if origin is tuple:
         return _tuple(parts, value, what, path)
