@@ -36,7 +36,6 @@ MOST_NAMES = 1_000_000
 """Of classes; ImageNet-21k has 21,841."""
 
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*\\?(?:"|\Z)', re.DOTALL)
-_LONG_NUMBER = re.compile(rf"(?<![.\d])\d{{{MOST_DIGITS + 1}}}")
 _NO_BRACKETS = re.compile(r"[^][{}]+")
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _BUT_BREAKS = re.compile("[\x01-\x09\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
@@ -45,16 +44,16 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(text: str | bytes, *, largest: int | None = LARGEST) -> Any:
+def parse_json(text: str | bytes, *, largest: int | None = LARGEST, digits: int = MOST_DIGITS) -> Any:
     """The value of a JSON text.
 
     Args:
         text: bytes are UTF-8, UTF-16 or UTF-32.
         largest: bytes or characters; ``None``: as many as there are.
+        digits: of a whole number; Python itself takes 4,300.
 
     Raises:
-        ValueError: it is not JSON, or beyond the limits of size, depth (:data:`DEEPEST`) and digits
-            (:data:`MOST_DIGITS`).
+        ValueError: it is not JSON, or beyond the limits of size, depth (:data:`DEEPEST`) and digits.
     """
     if largest is not None and len(text) > largest:
         raise ValueError(f"{len(text):,} bytes, more than {largest:,}")
@@ -62,8 +61,8 @@ def parse_json(text: str | bytes, *, largest: int | None = LARGEST) -> Any:
         text = bytes(text)
         text = text.decode(json.detect_encoding(text))
     bare = _STRINGS.sub("", text)
-    if _LONG_NUMBER.search(bare):
-        raise ValueError(f"a number of more than {MOST_DIGITS} digits")
+    if re.search(rf"(?<![.\d])\d{{{digits + 1}}}", bare):
+        raise ValueError(f"a number of more than {digits:,} digits")
     brackets = _NO_BRACKETS.sub("", bare)
     if max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0) > DEEPEST:
         raise ValueError(f"nested deeper than {DEEPEST} levels")

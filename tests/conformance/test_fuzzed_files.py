@@ -30,7 +30,7 @@ from mobilefit import arch, litert
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
 from mobilefit.errors import InputError
-from mobilefit.int8 import Policy, with_random_ranges
+from mobilefit.int8 import Policy, quantize, with_random_ranges
 from mobilefit.jobs.ends import outputs_of
 from mobilefit.jobs.model import file_info
 from mobilefit.jobs.predict import opened
@@ -297,9 +297,9 @@ def mutated(blob: bytes, draw: random.Random) -> tuple[bytes, str]:
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 def test_damaged_graphs(kind: str, files: dict[str, bytes], tmp_path: Path) -> None:
-    """What is taken when it is opened can be run, rewritten and told about."""
+    """What is taken when it is opened can be run, rewritten, quantized and told about."""
     path, draw, seen = tmp_path / "mutant.tflite", random.Random(kind), Counter[str]()
-    images = np.zeros((1, 32, 32, 3), np.float32)
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
     def use() -> None:
         blob = path.read_bytes()
@@ -309,6 +309,8 @@ def test_damaged_graphs(kind: str, files: dict[str, bytes], tmp_path: Path) -> N
         assert [values.shape for values in outputs] == info.ends.shapes
         assert len(parse(blob).ops)
         packaged(blob)
+        if kind == "float32":
+            assert file_info(packaged(quantize(blob, [images])), path) == info
 
     path.write_bytes(files[kind])
     assert outcome("the good one", use) == "taken"

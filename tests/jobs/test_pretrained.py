@@ -562,6 +562,22 @@ def test_a_hubs_model_teaches_the_classes_that_it_knows(tmp_path: Path, monkeypa
         assert close(answer(found), peer(sized(normalised(raw(), *IMAGENET), 224)))
 
 
+def test_a_hubs_file_that_holds_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trap:
+        def __reduce__(self) -> object:
+            return Path.touch, (tmp_path / "sprung",)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    state = torchvision.models.mobilenet_v2().state_dict()
+    torch.save({**state, "trap": Trap()}, tmp_path / "hub" / "checkpoints" / "any.pth")
+    weights = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V2
+    monkeypatch.setattr(weights.value, "url", "http://127.0.0.1:1/any.pth")
+    with pytest.raises(InputError, match="holds more than tensors"):
+        pretrained.teacher("torchvision:mobilenet_v2", STUDENT, tuple(map(str, range(1000))))
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_a_teacher_gives_no_gradient_and_computes_as_the_student(own: Path) -> None:
     found = pretrained.teacher(own, STUDENT, CLASSES)
     images = torch.randn(2, 3, 32, 32, requires_grad=True)

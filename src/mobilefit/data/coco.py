@@ -176,7 +176,7 @@ def load(path: Path) -> dict[str, list[Row]]:
         InputError: it cannot be read, is broken (with the line), or lacks a list.
     """
     try:
-        content = parse_json(path.read_bytes(), largest=LARGEST_FILE)
+        content = parse_json(path.read_bytes(), largest=LARGEST_FILE, digits=4000)  # a box with one is dropped
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:

@@ -158,11 +158,12 @@ def aligned_vector(builder: flatbuffers.Builder, data: bytes) -> int:
 def name_uniquely(graph: Graph) -> None:
     """Give tensors that share a name a suffix each, in place: the quantizer keys on names."""
     taken: set[str] = set()
+    repeats: Counter[str] = Counter()  # from where on to look: a file may call all its tensors alike
     for tensor in graph.tensors():
-        name, repeat = tensor.name, 1
+        name = tensor.name
         while tensor.name in taken:
-            repeat += 1
-            tensor.name = f"{name};{repeat}"
+            repeats[name] += 1
+            tensor.name = f"{name};{repeats[name] + 1}"
         taken.add(tensor.name)
 
 

@@ -163,6 +163,7 @@ class Model:
         else:
             from torchvision import models
 
+            _require_tensors(path)
             made = models.get_model(self.architecture, weights=self.name)
         return made.eval()
 
@@ -243,6 +244,16 @@ def _covers(made: NetSpec, spec: NetSpec) -> bool:
     """Whether it is as wide as the network, everywhere."""
     widths = layer_widths(made)
     return all(width <= widths[place] for place, width in layer_widths(spec).items())
+
+
+def _require_tensors(path: Path) -> None:
+    """Check that a download holds tensors alone: torchvision unpickles whatever is in it."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds
+        raise InputError(
+            f"{_shown(path)} is damaged, or holds more than tensors", "delete it to download it again"
+        ) from error
 
 
 def _with_file(model: Model, path: Path) -> nn.Module:
