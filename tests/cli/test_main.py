@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,3 +184,22 @@ def test_letters_that_standard_output_lacks_are_escaped(encoding: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     lines = done.stdout.decode(encoding).splitlines()
     assert lines[-1] == ("a 猫 \\udce9" if encoding == "utf-8" else r"a \u732b \udce9")
+
+
+# ---- what the system does not take
+
+
+@pytest.mark.parametrize("words", [
+    ("info", "x" * 300 + ".json"),
+    ("train", "photos", "--weights", "x" * 300),
+    ("export", "x" * 300, "photos"),
+    ("predict", "x" * 300 + ".tflite", "a.png"),
+    ("report", "x" * 300),
+])  # fmt: skip
+def test_a_name_that_no_file_can_have(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], world: World, tmp_path: Path
+) -> None:
+    words = tuple(str(world.images) if word == "photos" else word for word in words)
+    assert run(*words, *(("--out", tmp_path / "run") if words[0] in ("train", "export") else ())) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mobilefit: ")]
+    assert len(lines) == 1 and "x" * 300 in lines[0] and "File name too long" in lines[0]
