@@ -104,17 +104,17 @@ def dataclass_from(kind: Any, value: Any, what: str, path: str = "") -> Any:
 
 def checked(hint: Any, value: Any, what: str, path: str) -> Any:
     """A value of the type that an annotation says: see :func:`dataclass_from`."""
-    of_fields = dataclasses.is_dataclass(hint)
-    if hint is Any or (of_fields and isinstance(value, hint)):
+    has_fields: bool = dataclasses.is_dataclass(hint)
+    if hint is Any or (has_fields and isinstance(value, hint)):
         return value
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
         kinds = [part for part in parts if part is not type(None)]
-        instances = [part for part in kinds if dataclasses.is_dataclass(part) and isinstance(value, part)]
+        instances = [part for part in kinds if hasattr(part, "__dataclass_fields__") and isinstance(value, part)]
         return checked((instances or kinds)[0], value, what, path)
-    if of_fields:
+    if has_fields:
         return dataclass_from(hint, value, what, path)
     if origin is tuple:
         return _tuple(parts, value, what, path)

@@ -37,6 +37,7 @@ from mobilefit.jobs.predict import opened
 from mobilefit.litert.graph import parse, unpack
 from mobilefit.litert.metadata import packaged
 from mobilefit.nn import build, load_network, load_weights, weights
+from mobilefit.nn.boxes import spec_anchors
 from mobilefit.nn.weights import read_weights
 from mobilefit.runtime import RuntimeCrash
 from mobilefit.search.space import Space
@@ -129,6 +130,8 @@ def use_spec(value: Any) -> None:
     made = NetSpec.from_dict(value)
     assert NetSpec.from_json(made.to_json()) == made
     assert made.cost().params > 0 and arch.table(made)
+    if made.task == "detect" and made.image_shape != (320, 320):
+        assert spec_anchors(made).shape[1] == 4
 
 
 def use_space(value: Any) -> None:

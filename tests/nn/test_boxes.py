@@ -474,3 +474,13 @@ def test_a_value_out_of_range_is_an_error(values: dict[str, float], message: str
 def test_an_unknown_scoring_is_an_error() -> None:
     with pytest.raises(InputError, match=r"unknown scoring 'softmaxx'; did you mean 'softmax'\?"):
         boxes.rule("softmaxx")  # type: ignore[arg-type]
+
+
+def test_more_default_boxes_than_memory_holds_are_refused_before_they_are_made() -> None:
+    """A map of every pixel of 8192x8192, which 12 GB of boxes would stand on."""
+    base = spec("mobilenet_v3_small")
+    fine = replace(base, stem=replace(base.stem, stride=1), blocks=tuple(replace(b, stride=1) for b in base.blocks))
+    head = SSDLiteHead(taps=("blocks.0", "blocks.1"), extras=())
+    with pytest.raises(InputError, match=r"603,979,776 default boxes, more than 1,048,576"):
+        boxes.spec_anchors(replace(fine, head=head).resolution(8192))
+    assert len(boxes.spec_anchors(replace(fine, head=head).resolution(64))) == 64 * 64 * 9

@@ -274,3 +274,9 @@ def test_a_row_after_the_blocks_keeps_its_ratio_whatever_they_end_with() -> None
         last = made.spec((token,)).blocks[-1]
         assert (last.expand, last.out) == (6 * width, 320)
         assert made.tokens(made.spec((token,))) == (token,)
+
+
+def test_a_space_of_more_networks_than_a_float_counts() -> None:
+    blocks = [{**DESCRIPTION["blocks"][0], "filters": [*range(8 + 8 * i, 8000, 8)], "stride": 1 + (i < 3)} for i in range(150)]
+    with pytest.raises(InputError, match=r"it has more than 10\^300 networks"):
+        Space.from_dict({**DESCRIPTION, "blocks": blocks})

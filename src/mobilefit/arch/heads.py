@@ -15,6 +15,9 @@ Anchors = Literal["tf", "torchvision"]
 Scoring = Literal["sigmoid", "softmax"]
 SegmentationKind = Literal["lraspp", "raspp"]
 
+MOST_MAPS = 64
+"""That a detector predicts on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierHead:
@@ -120,6 +123,9 @@ class SSDLiteHead:
         yield from choice("head.act", self.act, Activation)
         yield from choice("head.scoring", self.scoring, Scoring)
         yield from self.norm.problems("head.norm")
+        if not 1 <= len(self.per_map) <= MOST_MAPS:
+            yield f"head.taps and head.extras are {len(self.per_map)} maps, more than {MOST_MAPS}"
+            return
         if not self.taps:
             yield "head.taps is empty"
         for tap in self.taps:

@@ -204,7 +204,7 @@ def spec_of(model: str) -> NetSpec:
     if not path.is_file():
         raise InputError(f"no such spec file: {path}")
     with naming(path):
-        return NetSpec.from_json(read_file(path).decode(errors="replace"))
+        return NetSpec.from_json(read_file(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Factors of (dx, dy, dw, dh)."""
 LARGEST = math.log(1000 / 16)
 """A decoded side is at most this power of e times the anchor's (torchvision; TensorFlow sets no limit)."""
+MOST_ANCHORS = 2**20
+"""Default boxes of a detector; at 1,280 px those of SSDLite are some 30,000."""
 MATCHED = 0.5
 """Intersection over union from which an anchor answers for a box."""
 ALPHA, GAMMA = 0.75, 2.0
@@ -93,10 +95,15 @@ def anchors(
         image_shape: height and width of the image in pixels; ``None``: square.
 
     Raises:
-        InputError: another number of maps than the head predicts on.
+        InputError: another number of maps than the head predicts on, or more boxes than :data:`MOST_ANCHORS`.
     """
     if len(map_sizes) != len(head.per_map):
         raise InputError(f"{len(map_sizes)} maps, but the head predicts on {len(head.per_map)}")
+    total = sum(h * w * count for (h, w), count in zip(map_sizes, head.per_map))
+    if total > MOST_ANCHORS:  # before memory is asked for them
+        raise InputError(
+            f"{total:,} default boxes, more than {MOST_ANCHORS:,}", "predict on smaller maps: later layers or images"
+        )
     sides = _tf_sides if head.anchors == "tf" else _torchvision_sides
     height, width = image_shape or (1, 1)
     shrink = torch.tensor([min(height, width) / width, min(height, width) / height])

@@ -34,6 +34,8 @@ from mobilefit.runs import read_json
 from mobilefit.search.strategy import Tokens
 
 SE = Literal["none", "v3", "mnasnet"]
+MOST_NETWORKS = 10**300
+"""Of a space: their number is shown as a float."""
 MOST_OPTIONS = 1000
 """Of a decision."""
 CHOICES = ("op", "kernel", "se", "skip", "filters", "layers", "act")
@@ -507,6 +509,9 @@ def _problems(space: Space) -> Iterator[str]:
     found = [p for i, block in enumerate(space.blocks) for p in _block_problems(f"blocks[{i}]", block)]
     yield from found
     if found:
+        return
+    if math.prod((len(space.stems), len(space.tails), *(block.forms for block in space.blocks))) > MOST_NETWORKS:
+        yield "it has more than 10^300 networks"
         return
     for index in range(1, len(space.blocks)):
         block, before = space.blocks[index], space.blocks[index - 1]
