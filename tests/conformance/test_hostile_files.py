@@ -23,7 +23,7 @@ from jobs.small import SPEC, Refused, World, run
 from PIL import EpsImagePlugin, Image
 
 from mobilefit.data import Preset
-from mobilefit.data.decode import BadImageError, decode
+from mobilefit.data.decode import BadImageError, decode, peak_of_16_bits
 from mobilefit.data.masks import decode_mask
 from mobilefit.errors import InputError
 from mobilefit.formats import executorch, onnx, torch_export
@@ -318,6 +318,7 @@ def test_a_picture_that_is_a_program_is_given_to_nobody(
     for read in (lambda: decode(EPS), lambda: decode_mask(EPS), lambda: Preset(resolution=8).apply(tmp_path / name)):
         with pytest.raises((BadImageError, InputError)):
             read()
+    assert peak_of_16_bits(str(tmp_path / name)) is None
     assert not flag.exists()
     with contextlib.suppress(OSError):
         Image.open(tmp_path / name).load()

@@ -151,7 +151,7 @@ def peak_of_16_bits(path: str) -> int | None:
     if not path.lower().endswith(DEEP_EXTENSIONS):
         return None
     try:
-        with Image.open(path) as file:
+        with open_picture(Path(path)) as file:
             if file.mode.startswith("I"):
                 return int(np.asarray(file).max())
             if _bits(file, path) != 16:
