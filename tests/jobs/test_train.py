@@ -303,6 +303,8 @@ def test_a_loss_that_is_not_finite(
         (["--policy", "trivialaugmetn"], ["'trivialaugmetn'", "'trivialaugment'"]),
         (["--distillation", 0.5], ["--distillation needs a teacher"]),
         (["--teacher-resolution", 48], ["--teacher-resolution is for a teacher"]),
+        (["--workers", -1], ["--workers is -1"]),
+        (["--workers", 100000], ["--workers is 100000"]),
         (["--teacher-cache", "answers"], ["--teacher-cache is for a teacher"]),
         (["--teacher", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),

@@ -35,6 +35,9 @@ from mobilefit.train import (
 from mobilefit.train.lr_finder import find_lr
 from mobilefit.train.run import Board
 
+MOST_WORKERS = 256
+"""Processes that prepare images: more is a mistyped number."""
+
 if TYPE_CHECKING:
 
     class Overrides:
@@ -281,6 +284,8 @@ def _check(config: TrainConfig) -> None:
         teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices,
         nodes=config.nodes, keep=config.keep, threads=config.threads,
     )  # fmt: skip
+    if config.workers is not None and not 0 <= config.workers <= MOST_WORKERS:
+        raise InputError(f"--workers is {config.workers}, must be 0 to {MOST_WORKERS}")
     if config.teacher_resolution is not None and config.teacher is None:
         raise InputError("--teacher-resolution is for a teacher", "name one with --teacher")
     if config.teacher_cache is not None and config.teacher is None:
