@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -32,15 +33,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` only when the block ends well.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name
-    by ``os.replace``. Whatever was at ``path`` before stays whole if anything fails.
+    by ``os.replace``. Whatever was at ``path`` before stays whole if anything fails. Temporary files for
+    ``path`` that killed processes left are removed.
 
     Raises:
         InputError: the disk is full, or the folder is missing or not writable.
     """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = _temporary_for(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
+    locked = None if os.name == "nt" else os.dup(handle)  # until the file has its name
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -54,6 +57,46 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
         raise
+    finally:
+        if locked is not None:
+            os.close(locked)
+
+
+def _temporary_for(path: Path) -> tuple[int, str]:
+    """An open temporary file, locked for as long as it is open, and its path."""
+    prefix = f".{path.name[:40]}."
+    pattern = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}\.tmp")
+    for left in path.parent.iterdir():
+        if pattern.fullmatch(left.name):
+            _remove_abandoned(left)
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+        _lock(handle, wait=True)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Remove a temporary file unless a process still writes it: the lock ends with the process."""
+    with contextlib.suppress(OSError):
+        handle = os.open(temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if _lock(handle, wait=False):
+                temporary.unlink()
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Take the lock of an open file; False: another process has it, or there are no locks here."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 _WRITE_HINT = "free some space or choose another folder; what was there before is unchanged"

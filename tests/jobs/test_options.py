@@ -174,6 +174,8 @@ def test_without_resume_an_earlier_run_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path, "demo", Config(data="d"), resume=False)
     assert "--resume" in str(caught.value.hint)
     RunFolder(tmp_path, "demo", Config(data="d")).finish({})
+    assert RunFolder(tmp_path, "demo", Config(data="d"), resume=False).lacks_page
+    (tmp_path / "report.html").write_text("")
     with pytest.raises(InputError, match="holds a finished run") as caught:
         RunFolder(tmp_path, "demo", Config(data="d"), resume=False)
     assert "--resume" not in str(caught.value.hint)

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from mobilefit.cores import thread_change_count
 from mobilefit.errors import InputError
-from mobilefit.runs import LOCK, hold, machine, now, read_json, write_json
+from mobilefit.runs import hold, machine, now, read_json, write_json
 
 T = TypeVar("T")
 RECORD = "record.json"
+PAGE = "report.html"
 PLACE_ONLY = {"out", "resume", "quiet", "workers", "cluster"}
 """Configuration that does not change the result."""
 
@@ -77,8 +78,14 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """Whether the run is complete, but perhaps for its page."""
         return (self.path / RECORD).exists()
+
+    @property
+    def lacks_page(self) -> bool:
+        """Whether the process ended after it wrote the record and before it wrote the page."""
+        record, page = self.path / RECORD, self.path / PAGE
+        return record.exists() and not (page.exists() and page.stat().st_mtime_ns >= record.stat().st_mtime_ns)
 
     def _refuse_other_runs(self, resume: bool) -> None:
         earlier = self.path / "config.json"
@@ -94,7 +101,7 @@ class RunFolder:
                 f"{self.path} holds {kind} with other options ({what})",
                 "choose another --out, or delete that folder",
             )
-        if not resume:
+        if not resume and not self.lacks_page:
             go_on = "" if self.finished else "add --resume to go on with it, "
             raise InputError(
                 f"{self.path} holds {kind}", f"{go_on}choose another --out, or delete that folder"
@@ -102,7 +109,8 @@ class RunFolder:
 
     def _begun(self) -> bool:
         """Whether there is anything to lose: a file, or the result of a stage."""
-        files = {path.name for path in self.path.iterdir()} - {"config.json", "state.json", LOCK}
+        files = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+        files -= {"config.json", "state.json"}
         state = self.path / "state.json"
         stages = set(_object(state)) - {"started", "seconds", "elapsed"} if state.exists() else set()
         return bool(files or stages)

@@ -209,7 +209,6 @@ def _tabular(
             "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         },
     })  # fmt: skip
-    report.write_report(run.path)
 
 
 class _Run:
@@ -329,10 +328,12 @@ class _Run:
             "layers": {"before": self.table.layer_rows(reference),
                        "after": self.table.layer_rows(spec)},
         })  # fmt: skip
-        report.write_report(self.run.path)
 
 
 def _closing(run: RunFolder) -> dict[str, Any]:
+    """Write the page of a finished run, if it has none, and print what came out."""
+    if run.lacks_page:
+        report.write_report(run.path)
     record = run.record()
     found = record["search"]
     best = searching.winning_entry(found)

@@ -179,9 +179,12 @@ class _Job:
         run = RunFolder(
             config.out, "train", config, resume=resume, writes=self.fabric.is_global_zero
         )
-        if run.finished:
-            raise InputError(f"{run.path} holds a finished run", "choose another --out")
+        finished, lacks_page = run.finished, run.lacks_page
         self.fabric.barrier()
+        if lacks_page:
+            return self._closing(run) if self.fabric.is_global_zero else {}
+        if finished:
+            raise InputError(f"{run.path} holds a finished run", "choose another --out")
         fitted = self._fit(run, resume)
         run.state["seconds"]["training"] = round(fitted.total_seconds, 2)  # killed processes' too
         self.fabric.barrier()
@@ -197,10 +200,15 @@ class _Job:
             self.network, run.path / "model.safetensors", preset=self.preset.to_dict(),
             classes=self.data.classes,
         )  # fmt: skip
-        record = run.finish(self._record(fitted, found))
+        run.finish(self._record(fitted, found))
+        return self._closing(run)
+
+    def _closing(self, run: RunFolder) -> dict[str, Any]:
+        """Write the page of a finished run and print its result."""
+        record = run.record()
         report.write_report(run.path)
         print(report.class_table(record))
-        print(f"{self.network.spec.name}: {self.kind.score} {self.kind.value(found):.2%} "
+        print(f"{record['final']['label']}: {self.kind.score} {record['final']['accuracy_float']:.2%} "
               f"on {len(self.data.test)} test images")  # fmt: skip
         print(run.path / "model.safetensors")
         return record
