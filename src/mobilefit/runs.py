@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -150,6 +152,54 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+LARGEST_FILE = 4 << 30
+"""Bytes that are read into memory at once."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, but nothing that could have no end or keep the reader waiting: a pipe, a device, a socket.
+
+    Raises:
+        OSError: it is missing, unreadable, or not a regular file; its ``strerror`` says which.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags), "rb")
+
+
+def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
+    """A file's content; see :func:`open_file`.
+
+    Raises:
+        OSError: as there, or it has more than ``most`` bytes.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and {most:,} are read at most", str(path))
+        return file.read()
+
+
+def temporary_file() -> BinaryIO:
+    """A file without a name, which is gone with the last process that has it open.
+
+    It lies in the folder for temporary files (``TMPDIR``), and in memory where there is none that can be written.
+
+    Raises:
+        InputError: neither can be had.
+    """
+    try:
+        return tempfile.TemporaryFile(prefix="mobilefit-")
+    except OSError as error:
+        if hasattr(os, "memfd_create"):
+            return os.fdopen(os.memfd_create("mobilefit"), "w+b")
+        raise InputError(f"no temporary file can be made: {error.strerror}", "set TMPDIR to a writable folder") from error
+
+
 def read_json(path: Path, *, hint: str | None = "delete it to start anew") -> Any:
     """Read a JSON file.
 
@@ -160,7 +210,7 @@ def read_json(path: Path, *, hint: str | None = "delete it to start anew") -> An
         InputError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_bytes(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -189,7 +239,7 @@ def _ends_line(file: BinaryIO) -> bool:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a JSON-lines file, in order; torn lines are left out, no file is no row."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in read_bytes(path).splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows

@@ -35,6 +35,7 @@ from mobilefit.data.classification import SkippedFile
 from mobilefit.data.layout import is_junk
 from mobilefit.data.names import is_path_below, last_part, picture_in, spelling
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
 
 ROBOFLOW = "_annotations.coco.json"
 PROBED = 20
@@ -173,7 +174,7 @@ def load(path: Path) -> dict[str, list[Row]]:
         InputError: it cannot be read, is broken (with the line), or lacks a list.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:

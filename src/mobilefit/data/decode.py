@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -102,7 +103,7 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
         InputError: the file is missing, unreadable or a bad image; the message names it.
     """
     try:
-        return decode(path.read_bytes(), at_least)[0]
+        return decode(read_bytes(path), at_least)[0]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except BadImageError as error:

@@ -80,6 +80,7 @@ from mobilefit.data.splits import stratified
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
+from mobilefit.runs import read_bytes
 
 VOC_MASKS = "SegmentationClass"
 MASK_FOLDERS = ("labels", "masks", "annotations")
@@ -454,11 +455,11 @@ def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
     """Read a pair to the end, or say which of its files is bad and why."""
     path = pair.image
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         image, _ = decode(data)
         digest = hashlib.sha256(data)
         path = pair.mask
-        data = path.read_bytes()
+        data = read_bytes(path)
         mask = decode_mask(data, coloured=coloured)
         digest.update(data)
     except OSError as error:
@@ -619,7 +620,7 @@ def _more(items: Sequence[object]) -> str:
 
 def _place(one: _Seen, code: int) -> str:
     """Where a mask first holds a value or a colour."""
-    mask = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured)
+    mask = decode_mask(read_bytes(one.pair.mask), coloured=one.coloured)
     y, x = np.argwhere(mask.codes == code)[0]
     return f"x {x}, y {y}"
 

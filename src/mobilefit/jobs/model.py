@@ -32,6 +32,7 @@ from mobilefit.jobs.running import Runner, outline
 from mobilefit.litert.metadata import packaged
 from mobilefit.litert.outputs import DetectionOutputs, Outputs, with_outputs
 from mobilefit.nn import Network, build
+from mobilefit.runs import read_bytes
 from mobilefit.tasks.detect import DetectionEvaluation
 from mobilefit.tasks.segment import SegmentationEvaluation
 from mobilefit.train import Evaluation, evaluation_of
@@ -257,6 +258,6 @@ def read_file(path: Path) -> bytes:
         InputError: it is missing or unreadable.
     """
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
