@@ -456,5 +456,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _shown(path: Path) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # "~" where there is none
     return "~" + str(path)[len(home) :] if str(path).startswith(home + os.sep) else str(path)
