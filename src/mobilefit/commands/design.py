@@ -21,6 +21,7 @@ from typing import Any
 from mobilefit import device, report
 from mobilefit.adapt import AdaptSettings
 from mobilefit.cluster import RayPool
+from mobilefit.data.shard_remote import shown
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.jobs import checks, kinds, lab, searching
 from mobilefit.jobs.folder import RECORD, RunFolder
@@ -105,7 +106,7 @@ def default_out(config: DesignConfig) -> Path:
     size = [] if config.resolution is None else [
         f"{config.resolution}" + (f"x{config.columns}" if config.columns else "")
     ]
-    words = [Path(config.data).name, Path(network).stem, *size, share]
+    words = [Path(shown(config.data)).name, Path(network).stem, *size, share]
     words[1:1] = [config.task] if config.task not in (None, "classify") else []
     words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("design-" + "-".join(words))

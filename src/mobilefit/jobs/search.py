@@ -10,6 +10,7 @@ from mobilefit import device, report
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
+from mobilefit.data.shard_remote import shown
 from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, plan, searching
@@ -111,7 +112,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
 def default_out(config: SearchConfig) -> Path:
     """A folder that the same command finds again."""
     share = config.latency.replace("%", "pct").replace("/", "_")
-    words = [Path(config.data).name, Path(config.space).stem, config.strategy, share]
+    words = [Path(shown(config.data)).name, Path(config.space).stem, config.strategy, share]
     words += [config.task] if config.task != "classify" else []
     words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("search-" + "-".join(words))
