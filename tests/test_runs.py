@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from mobilefit.errors import (
     did_you_mean,
     unknown,
 )
-from mobilefit.progress import Progress, Voice, printable
+from mobilefit.progress import Progress, Voice
 from mobilefit.runs import (
     append_jsonl,
     atomic_file,
@@ -39,6 +40,7 @@ from mobilefit.runs import (
     write_atomic,
     write_json,
 )
+from mobilefit.text import printable
 
 # ---- writing whole files
 
@@ -445,3 +447,42 @@ def test_names_that_are_no_text_are_escaped_in_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "shown"), [("a\x1b]0;b\x07", "a\\x1b]0;b\\x07"), ("a\r\x85b", "a\\x0d\\x85b"), ("a\tb\n猫", "a\tb\n猫")])
 def test_control_characters_do_not_reach_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+FORKED = """
+import os, signal, sys, time
+from pathlib import Path
+from mobilefit.runs import hold
+lock = hold(Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    if sys.argv[2] == "ends":
+        del lock
+        sys.exit()
+    time.sleep(60)
+    os._exit(0)
+if sys.argv[2] == "ends":
+    os.waitpid(child, 0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("child", ["lives", "ends"])
+def test_a_forked_process_neither_keeps_nor_gives_up_its_parents_lock(child: str, tmp_path: Path) -> None:
+    """A killed training's data workers live on for seconds."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKED, tmp_path, child], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    number = int(parent.stdout.readline())
+    try:
+        with pytest.raises(InputError, match="another process is at work"):
+            runs.hold(tmp_path)
+        parent.kill()
+        parent.wait()
+        assert runs.hold(tmp_path)
+    finally:
+        parent.kill()
+        if child == "lives":
+            os.kill(number, signal.SIGKILL)

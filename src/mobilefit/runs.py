@@ -125,7 +125,7 @@ def hold(folder: Path) -> object:
 
     lock = _held.get(folder.resolve())
     if lock is None:
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        lock = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -136,6 +136,19 @@ def hold(folder: Path) -> object:
             raise InputError(f"cannot write {folder / LOCK}: {error.strerror}", _WRITE_HINT) from error
         _held[folder.resolve()] = lock
     return lock
+
+
+def _leave_locks() -> None:
+    """Close a forked process's copies of the locks: they would keep others out for longer than its parent lives."""
+    for lock in list(_held.values()):
+        with contextlib.suppress(AttributeError, TypeError, OSError):
+            os.close(lock._context.lock_file_fd)
+            lock._context.lock_file_fd = None  # so that nobody unlocks what is the parent's
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -152,7 +165,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
-LARGEST_FILE = 4 << 30
+LARGEST_FILE = 8 << 30
 """Bytes that are read into memory at once."""
 
 
