@@ -161,12 +161,12 @@ class _Job:
     def look_for_lr(self) -> dict[str, Any]:
         """The learning-rate finder in the place of a training."""
         config = self.config
+        config.out.mkdir(parents=True, exist_ok=True)  # before the search: it may not be possible
         curve = find_lr(
             self.network, self.data.train, preset=self.preset, recipe=self.recipe, seed=config.seed,
             task=self.kind.port, accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
             threads=config.threads,
         )  # fmt: skip
-        config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "lr_finder.json", curve.to_dict())
         write_atomic(config.out / "lr_finder.svg", report.lr_curve(curve.to_dict()))
         print(f"--lr {curve.suggestion:.2g} (the recipe has {self.recipe.lr:.2g}; {config.out / 'lr_finder.svg'})")
