@@ -24,7 +24,7 @@ from mobilefit.jobs.frames import sources
 from mobilefit.jobs.model import read_file
 from mobilefit.runs import read_bytes, read_json, read_jsonl
 
-from .conftest import MakeFolder
+from .conftest import MakeFolder, photo
 from .shard_server import write_shards
 
 
@@ -164,3 +164,21 @@ def test_a_folder_that_predict_is_given(make_folder: MakeFolder, put: Callable[[
     bad = put(root / "a" / "001.png")
     frames = list(sources([root], 1)[0])
     assert [frame.picture is None for frame in frames] == ([False, True, False] if bad.is_symlink() else [False, False])
+
+
+def test_labels_of_yolo_and_their_names(tmp_path: Path, put: Callable[[Path], Path]) -> None:
+    for number in range(24):
+        for part, content in (("images", None), ("labels", f"{number % 2} 0.5 0.5 0.4 0.4\n")):
+            folder = tmp_path / part / "train"
+            folder.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                photo(number).save(folder / f"{number}.png")
+            else:
+                (folder / f"{number}.txt").write_text(content)
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\n")
+    put(tmp_path / "labels" / "train" / "5.txt")
+    data = load_detection(tmp_path)
+    assert len(data.train) + len(data.holdout) + len(data.test) + len(data.skipped) in (23, 24)
+    put(tmp_path / "data.yaml")
+    with pytest.raises(InputError):
+        load_detection(tmp_path)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from mobilefit.errors import InputError
-from mobilefit.runs import read_bytes
+from mobilefit.runs import open_file, read_bytes
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -145,7 +145,7 @@ def peak_of_16_bits(path: str) -> int | None:
     if not path.lower().endswith(DEEP_EXTENSIONS):
         return None
     try:
-        with Image.open(path) as file:
+        with open_file(Path(path)) as stream, Image.open(stream) as file:
             if file.mode.startswith("I"):
                 return int(np.asarray(file).max())
             if _bits(file, path) != 16:
@@ -159,7 +159,7 @@ def peak_of_16_bits(path: str) -> int | None:
 
 def _bits(file: Image.Image, path: str) -> int:
     if file.format == "PNG":
-        with open(path, "rb") as raw:
+        with open_file(Path(path)) as raw:
             return raw.read(25)[24]
     bits = getattr(file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 8)
     return max(bits) if isinstance(bits, tuple) else int(bits)

@@ -130,7 +130,7 @@ def read_labelmap(path: Path) -> tuple[Row, ...]:
     rows: list[Row] = []
     problems = []
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):

@@ -308,7 +308,7 @@ def _voc(root: Path, others: list[str]) -> dict[str, tuple[Files, Files]]:
 
 def _listed_ids(path: Path) -> set[str]:
     try:
-        return {spelling(line.strip().strip('"')) for line in path.read_text("utf-8-sig").splitlines() if line.strip()}
+        return {spelling(line.strip().strip('"')) for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
@@ -571,7 +571,7 @@ def _smoothed(seen: list[_Seen]) -> str:
     inside: set[int] = set()
     everywhere: Counter[int] = Counter()
     for one in rich[:SMOOTHED_PROBED]:
-        codes = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured).codes
+        codes = decode_mask(read_bytes(one.pair.mask), coloured=one.coloured).codes
         middle = codes[1:-1, 1:-1]
         same = (middle == codes[:-2, 1:-1]) & (middle == codes[2:, 1:-1])
         same &= (middle == codes[1:-1, :-2]) & (middle == codes[1:-1, 2:])
