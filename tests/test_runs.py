@@ -7,12 +7,15 @@ import errno
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from mobilefit.errors import (
     did_you_mean,
     unknown,
 )
-from mobilefit.progress import Progress, Voice, printable
+from mobilefit.progress import Progress, Voice
 from mobilefit.runs import (
     append_jsonl,
     atomic_file,
@@ -37,6 +40,7 @@ from mobilefit.runs import (
     write_atomic,
     write_json,
 )
+from mobilefit.text import printable
 
 # ---- writing whole files
 
@@ -135,6 +139,76 @@ def test_a_full_disk_in_the_middle_of_a_line(tmp_path: Path) -> None:
     assert path.stat().st_size == 40  # a part of it got through
     append_jsonl(path, {"step": 3})
     assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mobilefit.runs import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def writer(path: Path, end: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, path, end], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("name", ["file.bin", "checkpoint.pt", "x", "n" * 200 + ".json", "ä[b]*.json"])
+def test_the_next_save_removes_what_killed_saves_left(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    for _ in range(2):
+        assert writer(path, "killed").wait() == -9
+    assert len(list(tmp_path.iterdir())) == 2 and path.read_bytes() == b"old"  # the second removed the first one's
+    write_atomic(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name] and path.read_bytes() == b"new"
+
+
+def test_a_save_under_way_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    with writer(path, "waits") as other:
+        assert other.stdout is not None and other.stdout.readline() == "writing\n"
+        write_atomic(path, b"mine")
+        assert path.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 2
+        with atomic_file(path) as file:  # within one process too
+            file.write(b"outer")
+            write_atomic(path, b"inner")
+        assert path.read_bytes() == b"outer"
+        other.communicate("")
+    assert other.returncode == 0 and path.read_bytes() == b"half"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_hidden_files_that_are_not_ours_stay(tmp_path: Path) -> None:
+    names = [".file.bin.original", ".file.bin.tmp", ".file.bin.abcdefgh", ".other.bin.abcdefgh.tmp",
+             ".file.bin.x.abcdefgh.tmp", ".file.bin.ABCDEFGH.tmp"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / "elsewhere").write_text("")
+    (tmp_path / ".file.bin.linklink.tmp").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / ".file.bin.pipepipe.tmp")
+    write_atomic(tmp_path / "file.bin", b"new")
+    assert {*names, "elsewhere", ".file.bin.linklink.tmp"} <= {entry.name for entry in tmp_path.iterdir()}
+
+
+def save_often(path: Path) -> None:
+    for number in range(200):
+        write_atomic(path, str(number))
+
+
+def test_processes_that_save_the_same_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+        list(pool.map(save_often, [path] * 4))
+    assert path.read_text() == "199" and [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -373,3 +447,42 @@ def test_names_that_are_no_text_are_escaped_in_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "shown"), [("a\x1b]0;b\x07", "a\\x1b]0;b\\x07"), ("a\r\x85b", "a\\x0d\\x85b"), ("a\tb\n猫", "a\tb\n猫")])
 def test_control_characters_do_not_reach_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+FORKED = """
+import os, signal, sys, time
+from pathlib import Path
+from mobilefit.runs import hold
+lock = hold(Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    if sys.argv[2] == "ends":
+        del lock
+        sys.exit()
+    time.sleep(60)
+    os._exit(0)
+if sys.argv[2] == "ends":
+    os.waitpid(child, 0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("child", ["lives", "ends"])
+def test_a_forked_process_neither_keeps_nor_gives_up_its_parents_lock(child: str, tmp_path: Path) -> None:
+    """A killed training's data workers live on for seconds."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKED, tmp_path, child], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    number = int(parent.stdout.readline())
+    try:
+        with pytest.raises(InputError, match="another process is at work"):
+            runs.hold(tmp_path)
+        parent.kill()
+        parent.wait()
+        assert runs.hold(tmp_path)
+    finally:
+        parent.kill()
+        if child == "lives":
+            os.kill(number, signal.SIGKILL)

@@ -7,16 +7,10 @@ import time
 
 from tqdm import tqdm
 
+from mobilefit.text import printable
+
 LINE_SECONDS = 15.0
 """Between two lines where standard error is not a terminal."""
-
-
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-
-
-def printable(text: str) -> str:
-    """Text without control characters but line breaks and tabs: a file's name may hold any."""
-    return text.translate(_CONTROLS)
 
 
 class Progress:

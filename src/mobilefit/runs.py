@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -33,15 +36,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` only when the block ends well.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and take the name
-    by ``os.replace``. Whatever was at ``path`` before stays whole if anything fails.
+    by ``os.replace``. Whatever was at ``path`` before stays whole if anything fails. Temporary files for
+    ``path`` that killed processes left are removed.
 
     Raises:
         InputError: the disk is full, or the folder is missing or not writable.
     """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = _temporary_for(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
+    locked = None if os.name == "nt" else os.dup(handle)  # until the file has its name
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -55,6 +60,46 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise InputError(f"cannot write {path}: {error.strerror}", _WRITE_HINT) from error
         raise
+    finally:
+        if locked is not None:
+            os.close(locked)
+
+
+def _temporary_for(path: Path) -> tuple[int, str]:
+    """An open temporary file, locked for as long as it is open, and its path."""
+    prefix = f".{path.name[:40]}."
+    pattern = re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}\.tmp")
+    for left in path.parent.iterdir():
+        if pattern.fullmatch(left.name):
+            _remove_abandoned(left)
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+        _lock(handle, wait=True)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Remove a temporary file unless a process still writes it: the lock ends with the process."""
+    with contextlib.suppress(OSError):
+        handle = os.open(temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if _lock(handle, wait=False):
+                temporary.unlink()
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Take the lock of an open file; False: another process has it, or there are no locks here."""
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 _WRITE_HINT = "free some space or choose another folder; what was there before is unchanged"
@@ -81,7 +126,7 @@ def hold(folder: Path) -> object:
 
     lock = _held.get(folder.resolve())
     if lock is None:
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        lock = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -92,6 +137,19 @@ def hold(folder: Path) -> object:
             raise InputError(f"cannot write {folder / LOCK}: {error.strerror}", _WRITE_HINT) from error
         _held[folder.resolve()] = lock
     return lock
+
+
+def _leave_locks() -> None:
+    """Close a forked process's copies of the locks: they would keep others out for longer than its parent lives."""
+    for lock in list(_held.values()):
+        with contextlib.suppress(AttributeError, TypeError, OSError):
+            os.close(lock._context.lock_file_fd)
+            lock._context.lock_file_fd = None  # so that nobody unlocks what is the parent's
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -108,6 +166,54 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+LARGEST_FILE = 8 << 30
+"""Bytes that are read into memory at once."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, but nothing that could have no end or keep the reader waiting: a pipe, a device, a socket.
+
+    Raises:
+        OSError: it is missing, unreadable, or not a regular file; its ``strerror`` says which.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags), "rb")
+
+
+def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
+    """A file's content; see :func:`open_file`.
+
+    Raises:
+        OSError: as there, or it has more than ``most`` bytes.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and {most:,} are read at most", str(path))
+        return file.read()
+
+
+def temporary_file() -> BinaryIO:
+    """A file without a name, which is gone with the last process that has it open.
+
+    It lies in the folder for temporary files (``TMPDIR``), and in memory where there is none that can be written.
+
+    Raises:
+        InputError: neither can be had.
+    """
+    try:
+        return tempfile.TemporaryFile(prefix="mobilefit-")
+    except OSError as error:
+        if hasattr(os, "memfd_create"):
+            return os.fdopen(os.memfd_create("mobilefit"), "w+b")
+        raise InputError(f"no temporary file can be made: {error.strerror}", "set TMPDIR to a writable folder") from error
+
+
 def read_json(path: Path, *, hint: str | None = "delete it to start anew") -> Any:
     """Read a JSON file.
 
@@ -118,7 +224,7 @@ def read_json(path: Path, *, hint: str | None = "delete it to start anew") -> An
         InputError: the file is missing, unreadable or not JSON.
     """
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_bytes(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -147,7 +253,7 @@ def _ends_line(file: BinaryIO) -> bool:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a JSON-lines file, in order; torn lines are left out, no file is no row."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in read_bytes(path).splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             rows.append(parse_json(line))
     return rows

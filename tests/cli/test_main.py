@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -16,7 +17,9 @@ from jobs.small import World, run
 
 import mobilefit
 from mobilefit.cli.main import VERBS
+from mobilefit.errors import InputError
 from mobilefit.jobs import info as info_job
+from mobilefit.progress import Progress, Voice
 
 
 def process(*words: object, code: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -203,3 +206,53 @@ def test_a_name_that_no_file_can_have(
     assert run(*words, *(("--out", tmp_path / "run") if words[0] in ("train", "export") else ())) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mobilefit: ")]
     assert len(lines) == 1 and "x" * 300 in lines[0] and "File name too long" in lines[0]
+
+
+# ---- what is printed
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EMFILE])
+@pytest.mark.parametrize("filename", [None, "runs/a/race"])
+def test_what_the_system_refuses_is_no_traceback(
+    code: int, filename: str | None, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    def fail(config: Any) -> None:
+        raise OSError(code, os.strerror(code), filename)
+
+    monkeypatch.setattr(info_job, "info", fail)
+    said = refused("info", "x")
+    assert os.strerror(code) in said and (filename or "") in said
+
+
+def test_another_error_of_the_system_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Any) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(info_job, "info", fail)
+    with pytest.raises(OSError):
+        run("info", "x")
+
+
+HOSTILE = ("\x1b]0;title\x07", "\x9b31m", "a\rb", "\u202egnp.exe", "bell\x07", "del\x7f\x08")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_reach_no_terminal_raw(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On both streams, in an error, in a line of progress and in what a verb prints."""
+
+    def show(config: Any) -> None:
+        voice = Voice()
+        voice(f"left out: {name}")
+        with Progress(2, f"training {name}") as bar:
+            bar.update(1, name)
+        print(f"{name}  99.0 %")
+        raise InputError(f"cannot use {name} as an image")
+
+    monkeypatch.setattr(info_job, "info", show)
+    assert run("info", "x") == 2
+    printed = capsys.readouterr()
+    assert "99.0 %" in printed.out and "cannot use" in printed.err and "left out" in printed.err
+    for text in (printed.out, printed.err):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text), text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +137,114 @@ def test_an_unknown_version_is_kept_as_unknown(tmp_path: Path) -> None:
     kept = read_index(tmp_path / "0.npz")
     assert kept is not None and kept.version == Version(size=None, tag="")
     assert kept.size == path.stat().st_size
+
+
+# ---- headers that are made to mislead
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header of the tar file; a size below 0 or from 8 GiB is written in base 256, as tar itself does."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"%011o\0" % size if 0 <= size < 8 << 30 else (
+        bytes([0xFF if size < 0 else 0x80]) + (size % 256**11).to_bytes(11, "big"))  # fmt: skip
+    return with_checksum(block)
+
+
+def with_checksum(block: bytearray) -> bytes:
+    block[148:156] = b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:512]))
+    return bytes(block)
+
+
+def pax(**records: str) -> bytes:
+    text = b""
+    for key, value in records.items():
+        line = f" {key}={value}\n".encode()
+        length = len(line) + 1
+        while len(str(length)) + len(line) != length:
+            length += 1
+        text += str(length).encode() + line
+    return header("pax", len(text), tarfile.XHDTYPE) + text + bytes(-len(text) % 512)
+
+
+END = bytes(1024)
+MISLEADING: dict[str, bytes] = {
+    "size -512": header("0.png", -512) + END,
+    "size -1024 after a good one": header("0.txt", 0) + header("0.png", -1024) + END,
+    "a folder of size -512": header("folder", -512, tarfile.DIRTYPE) + END,
+    "a link of size -512": header("link", -512, tarfile.SYMTYPE) + END,
+    "a device of size -512": header("device", -512, tarfile.CHRTYPE) + END,
+    "pax size -512": pax(size="-512") + header("0.png", 0) + END,
+    "pax size of 5,000 digits": pax(size="9" * 5000) + header("0.png", 0) + END,
+    "pax length of 5,000 digits": header("p", 6000, tarfile.XHDTYPE) + b"9" * 5000 + b" a=b\n" + bytes(1139) + END,
+    "a long name of -512 bytes": header("name", -512, tarfile.GNUTYPE_LONGNAME) + header("0.png", 0) + END,
+    "a long name of an exabyte": header("name", 1 << 60, tarfile.GNUTYPE_LONGNAME) + header("0.png", 0) + END,
+    "pax of an exabyte": header("pax", 1 << 60, tarfile.XHDTYPE) + header("0.png", 0) + END,
+    "an image of an exabyte": header("0.png", 1 << 60) + END,
+    "a label of an exabyte": header("0.png", 0) + header("0.cls", 1 << 60) + END,
+    "3,000 long names in a row": header("name", 5, tarfile.GNUTYPE_LONGNAME).ljust(1024, b"x") * 3000 + END,
+    "3,000 pax headers in a row": pax(path="x") * 3000 + END,
+    "a sparse map that is none": pax(**{"GNU.sparse.map": "a,b"}) + header("0.png", 0) + END,
+    "a sparse file": header("0.png", 512, tarfile.GNUTYPE_SPARSE) + bytes(512) + END,
+}
+
+
+@pytest.mark.parametrize("case", MISLEADING)
+def test_a_header_that_misleads_is_told_at_once(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "0.tar"
+    path.write_bytes(MISLEADING[case])
+    began = time.monotonic()
+    with pytest.raises(BadShardError) as caught:
+        indexed(path)
+    assert time.monotonic() - began < 5 and len(str(caught.value)) < 300
+
+
+LARGE: dict[str, tuple[list[Member], str]] = {
+    "a megabyte of key": ([("k" * 1_000_000 + ".png", IMAGE), *samples(0, 2)], "a key of 1,000,000 bytes"),
+    "a label file of 2 MB": ([("0.png", IMAGE), ("0.cls", b"1" * 2_000_000)], "a label of 2,000,000 bytes"),
+    "deep JSON": ([("0.png", IMAGE), ("0.json", b'{"label": ' + b"[" * 100_000)], "no JSON"),
+    "a label of 5,000 digits": ([("0.png", IMAGE), ("0.json", b'{"label": ' + b"9" * 5000 + b"}")], "no JSON"),
+    "a label of 4,000 digits": ([("0.png", IMAGE), ("0.json", b'{"label": ' + b"9" * 4000 + b"}")], "count from 0"),
+    "a list for a label": ([("0.png", IMAGE), ("0.json", b'{"label": [' + b"1," * 9999 + b"1]}")], "not a whole"),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_what_is_too_large_is_told_in_a_short_line(tmp_path: Path, case: str) -> None:
+    members, message = LARGE[case]
+    with pytest.raises(BadShardError, match=message) as caught:
+        indexed(write_tar(tmp_path / "0.tar", members))
+    assert len(str(caught.value)) < 300
+
+
+def test_mutated_shards_are_read_or_refused(tmp_path: Path) -> None:
+    """A thousand damaged shards: bytes of headers and contents changed, blocks dropped, doubled, moved."""
+    whole = write_tar(tmp_path / "0.tar", [*samples(0, 3), ("x" * 150 + ".png", IMAGE), ("x" * 150 + ".cls", b"1"),
+                                           ("j.png", IMAGE), ("j.json", b'{"label": 1}')]).read_bytes()[:20 * 512]  # fmt: skip
+    random, refused = np.random.default_rng(0), 0
+    for _ in range(1000):
+        blocks = [bytearray(whole[start : start + 512]) for start in range(0, len(whole), 512)]
+        for _ in range(random.integers(1, 4)):
+            place, kind = random.integers(len(blocks)), random.integers(5)
+            if kind == 0:
+                field, width = [(0, 100), (100, 8), (124, 12), (148, 8), (156, 1), (157, 100), (257, 8)][random.integers(7)]
+                blocks[place][field : field + width] = random.bytes(width)
+            elif kind == 1:
+                blocks[place][124:136] = bytes([random.choice([0x80, 0xFF])]) + random.bytes(11)
+            elif kind == 2:
+                blocks[place][156] = ord(random.choice([*"0123456789gxLKSVMDNA"]))
+            elif kind == 3:
+                del blocks[place]
+            else:
+                blocks.insert(random.integers(len(blocks)), bytearray(blocks[place]))
+            if blocks and kind < 3 and random.random() < 0.9:
+                blocks[place] = bytearray(with_checksum(blocks[place]))
+        path = tmp_path / "m.tar"
+        path.write_bytes(b"".join(blocks) + (END if random.random() < 0.8 else b""))
+        try:
+            indexed(path)
+        except BadShardError as error:
+            refused += 1
+            assert len(str(error)) < 1000
+    assert refused > 300

@@ -147,7 +147,7 @@ def test_an_unknown_host_is_told_at_once(monkeypatch: pytest.MonkeyPatch, pauses
     def unknown(*_: object, **__: object) -> None:
         raise urllib.error.URLError(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
 
-    monkeypatch.setattr(urllib.request, "urlopen", unknown)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", unknown)
     with pytest.raises(InputError, match=r"cannot read http://nohost/0\.tar: .*Name or service not known"):
         look("http://nohost/0.tar")
     assert not pauses

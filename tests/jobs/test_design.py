@@ -153,11 +153,15 @@ def test_a_finished_run_is_left_alone(
     world: World, finished: Path, capsys: pytest.CaptureFixture[str], steady: None
 ) -> None:
     before = contents(finished)
+    (finished / "report.html").unlink()  # as after a kill between the record and what comes after it
+    (finished / design_run.TEACHER / "answers").mkdir(parents=True)
     assert run(*words(world, finished)) == 0
     out, err = capsys.readouterr()
     assert "finished; delete the folder to run it again" in err
+    assert not (finished / design_run.TEACHER).exists() and "<html" in (finished / "report.html").read_text().lower()
     assert str(finished / "model_int8.tflite") in out
-    assert contents(finished) == {**before, "config.json": contents(finished)["config.json"]}
+    changed = {name: contents(finished)[name] for name in ("config.json", "report.html")}
+    assert contents(finished) == {**before, **changed}
 
 
 @pytest.mark.parametrize(

@@ -168,12 +168,45 @@ def test_where_and_how_loudly_are_no_other_options(tmp_path: Path) -> None:
     RunFolder(tmp_path, "demo", Config(data="d", out=Path("b"), quiet=True, resume=True))
 
 
+@pytest.mark.parametrize("other", ["images/", "./images", "../work/images", "images/../images", "{}", "link", "{}/link/."])
+def test_the_same_folder_by_another_spelling_is_the_same_run(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    (work / "images").mkdir(parents=True)
+    (work / "link").symlink_to(work / "images")
+    monkeypatch.chdir(work)
+    RunFolder(tmp_path / "run", "demo", Config(data="images")).stage("one", lambda: 1)
+    spelling = other.format(work if "link" in other else work / "images")
+    RunFolder(tmp_path / "run", "demo", Config(data=spelling))
+    monkeypatch.chdir(tmp_path)
+    RunFolder(tmp_path / "run", "demo", Config(data="work/images"))
+    RunFolder(tmp_path / "run", "demo", Config(data=str(work / "images")))
+
+
+def test_another_folder_of_the_same_name_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    RunFolder(tmp_path / "run", "demo", Config(data="images")).stage("one", lambda: 1)
+    RunFolder(tmp_path / "run", "demo", Config(data="images"))
+    for other in ("../b/images", "b", "images2", "no/images", "\0"):
+        with pytest.raises(InputError, match="other options"):
+            RunFolder(tmp_path / "run", "demo", Config(data=other))
+    monkeypatch.chdir(tmp_path / "b")
+    for other in ("../b/images", "images"):
+        with pytest.raises(InputError, match="other options"):
+            RunFolder(tmp_path / "run", "demo", Config(data=other))
+
+
 def test_without_resume_an_earlier_run_is_refused(tmp_path: Path) -> None:
     RunFolder(tmp_path, "demo", Config(data="d"), resume=False).stage("one", lambda: 1)
     with pytest.raises(InputError, match="holds an unfinished run") as caught:
         RunFolder(tmp_path, "demo", Config(data="d"), resume=False)
     assert "--resume" in str(caught.value.hint)
     RunFolder(tmp_path, "demo", Config(data="d")).finish({})
+    assert RunFolder(tmp_path, "demo", Config(data="d"), resume=False).lacks_page
+    (tmp_path / "report.html").write_text("")
     with pytest.raises(InputError, match="holds a finished run") as caught:
         RunFolder(tmp_path, "demo", Config(data="d"), resume=False)
     assert "--resume" not in str(caught.value.hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from mobilefit.errors import InputError
 from mobilefit.jobs import frames
 from mobilefit.jobs.drawn import BAR, NARROWEST, captioned
+from mobilefit.jobs.frames import Film
 from mobilefit.jobs.predict import Classifier, PredictConfig, opened, predict
 from mobilefit.jobs.running import Runner, numbers
 from mobilefit.litert.graph import CODE, METADATA_NAME, Quantization, Tensor, parse, serialize
@@ -206,6 +208,42 @@ def test_every_nth_frame_of_a_video(
     assert run("predict", world.int8, image, path, image, "--every", 12) == 0
     named = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert named == [str(image), f"{path} 0.00 s", f"{path} 1.20 s", str(image)]
+
+
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_video_is_upright_in_every_version_of_opencv(
+    turned: int, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix in its header says how it is turned; 4.11 does nothing about it unless asked."""
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (96, 64))
+    upper_left = np.zeros((64, 96, 3), np.uint8)
+    upper_left[:32, :48] = 255
+    for _ in range(3):
+        writer.write(upper_left)
+    writer.release()
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40
+    a, b = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turned]
+    content[place : place + 36] = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+    original = cv2.VideoCapture
+
+    def opened(name: str) -> Any:
+        capture = original(name)
+        if not asked:
+            capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
+        return capture
+
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    frame = next(iter(Film(path, 1))).picture
+    assert frame is not None and frame.size == ((64, 96) if turned in (90, 270) else (96, 64))
+    grey = np.asarray(frame.convert("L").resize((2, 2), Image.Resampling.BOX))
+    corner = {0: (0, 0), 90: (0, 1), 180: (1, 1), 270: (1, 0)}[turned]
+    assert np.argwhere(grey > 128).tolist() == [list(corner)]
 
 
 def test_a_video_that_breaks_off(

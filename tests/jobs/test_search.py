@@ -155,7 +155,9 @@ def test_a_finished_search_is_left_alone(
     world: World, finished: Path, capsys: pytest.CaptureFixture[str], steady: None
 ) -> None:
     before = (finished / LOG).stat().st_mtime_ns
+    (finished / "report.html").unlink()  # as after a kill between record and page
     assert run(*words(world, finished)) == 0
+    assert "search_1" in (finished / "report.html").read_text()
     out, err = capsys.readouterr()
     assert "finished; delete the folder to run it again" in err
     assert str(finished / "seed.json") in out and (finished / LOG).stat().st_mtime_ns == before

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +177,41 @@ def test_an_interrupted_training_goes_on(
     assert same_weights(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("page", ["missing", "of the unfinished run"])
+def test_a_training_killed_before_its_page_gets_one_by_the_same_command(
+    page: str, world: World, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: REFUSED
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "out": str(out)}))
+    path, before = out / "report.html", (out / "model.safetensors").read_bytes()
+    if page == "missing":
+        path.unlink()
+    else:
+        path.write_text("early")
+        os.utime(path, ns=(0, (out / "record.json").stat().st_mtime_ns - 10**9))
+    assert "with other options" in refused(*words(world, out, "--lr", 0.01))
+    capsys.readouterr()
+    assert run(*words(world, out)) == 0
+    assert "top-1" in capsys.readouterr().out and "<html" in path.read_text().lower()
+    assert (out / "model.safetensors").read_bytes() == before
+    assert "holds a finished run" in refused(*words(world, out))
+
+
+def test_two_equal_trainings_are_equal_bytes(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    assert run(*words(world, tmp_path)) == 0
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_hidden_files_alone_are_no_run(world: World, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"verb": "train", "seed": 99}')
+    for name in (".state.json.abcdefgh.tmp", ".DS_Store", ".nfs0001"):
+        (tmp_path / name).write_text("")
+    assert run(*words(world, tmp_path)) == 0
+
+
 def test_a_terminated_training_saves_and_says_how_to_go_on(
     world: World, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -303,6 +340,8 @@ def test_a_loss_that_is_not_finite(
         (["--policy", "trivialaugmetn"], ["'trivialaugmetn'", "'trivialaugment'"]),
         (["--distillation", 0.5], ["--distillation needs a teacher"]),
         (["--teacher-resolution", 48], ["--teacher-resolution is for a teacher"]),
+        (["--workers", -1], ["--workers is -1"]),
+        (["--workers", 100000], ["--workers is 100000"]),
         (["--teacher-cache", "answers"], ["--teacher-cache is for a teacher"]),
         (["--teacher", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--final", "best", "--holdout", 0], ["--final best", "--holdout is 0"]),

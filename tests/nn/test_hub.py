@@ -6,11 +6,15 @@ import contextlib
 import hashlib
 import http.server
 import io
+import os
+import pwd
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -20,6 +24,7 @@ import torch
 import torchvision
 
 from mobilefit.arch import spec
+from mobilefit.data.fashion_mnist import cache_folder
 from mobilefit.errors import InputError
 from mobilefit.nn import hub
 from mobilefit.nn.hub import PUBLISHED, Model, constants, model, published
@@ -499,3 +504,22 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
     torch.manual_seed(3)
     found.build()
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_without_a_home_no_folder_of_that_name_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id without an entry in /etc/passwd, as in containers."""
+
+    def no_entry(_: int) -> None:
+        raise KeyError("no entry")
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    for name in ("HOME", "TORCH_HOME", "XDG_CACHE_HOME", "MOBILEFIT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.chdir(tmp_path)
+    peer: Any = SimpleNamespace(title="timm:any")
+    with pytest.raises(InputError, match=r"no home folder .*TORCH_HOME"):
+        hub._from_address(peer, "http://127.0.0.1:1/any.pth", True)
+    with pytest.raises(InputError, match=r"no home folder .*HF_HOME"):
+        hub._from_hugging_face(peer, "timm/any", True)
+    assert list(tmp_path.iterdir()) == [] and str(cache_folder()).startswith(os.devnull)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +57,32 @@ def test_a_network_comes_back_bit_by_bit(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 40, 33)
     with torch.no_grad():
         assert torch.equal(again.eval()(images), network(images))
+
+
+SAVES = """
+import sys, torch
+from mobilefit.arch import spec
+from mobilefit.nn import build, save_weights
+torch.manual_seed(0)
+save_weights(build(spec("mobilenet_v3_small").width(0.35)), sys.argv[1], preset={"resolution": 32, "mean": [0.5]}, classes=["b", "a", "ü"])
+"""
+
+
+def test_equal_networks_are_equal_bytes(tmp_path: Path) -> None:
+    """In one process many times, and in processes with other hashes."""
+    net = tiny()
+    contents = set()
+    for _ in range(10):
+        save_weights(net, tmp_path / "one.safetensors", preset={"z": 0, "a": 1}, classes=["x", "y"])
+        contents.add((tmp_path / "one.safetensors").read_bytes())
+    assert len(contents) == 1
+    for seed in ("1", "2", "3"):
+        path = tmp_path / f"{seed}.safetensors"
+        subprocess.run([sys.executable, "-c", SAVES, path], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        contents.add(path.read_bytes())
+    assert len(contents) == 2
+    with safetensors.safe_open(path, framework="pt") as file:  # the library still reads it
+        assert list(json.loads(file.metadata()["classes"])) == ["b", "a", "ü"]
 
 
 def test_weights_go_to_another_resolution() -> None:

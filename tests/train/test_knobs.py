@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,16 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     kept = {path.name: torch.load(path, weights_only=True)["state"]["step"] for path in tmp_path.glob("*.pt")}
     assert kept == {"checkpoint.pt": STEPS, "checkpoint-1.pt": 25, "checkpoint-2.pt": 20}
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "best.safetensors", "metrics.jsonl"}
+
+
+def test_checkpoints_are_kept_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # as FAT says
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_the_last_checkpoints_are_kept(tmp_path)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import os
@@ -21,7 +22,7 @@ import click
 
 from mobilefit import __version__
 from mobilefit.errors import MobilefitError, Terminated, unknown
-from mobilefit.progress import printable
+from mobilefit.text import EscapedStream, address_without_secrets
 
 
 class Verb(NamedTuple):
@@ -48,6 +49,9 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("jobs.doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
 }  # fmt: skip
 
+MACHINE_STATE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
+                 errno.ENAMETOOLONG}  # fmt: skip
+"""Errors of the system that say nothing of the program: a full disk, a folder that cannot be written."""
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -162,7 +166,10 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a name that a terminal lacks letters for is no failure
-    with _sigterm_raises():
+    with (
+        _sigterm_raises(), contextlib.redirect_stdout(EscapedStream(sys.stdout)),
+        contextlib.redirect_stderr(EscapedStream(sys.stderr, progress=True)),
+    ):  # fmt: skip
         return _answered(sys.argv[1:] if arguments is None else arguments)
 
 
@@ -181,9 +188,11 @@ def _answered(words: list[str]) -> int:
     except MobilefitError as error:
         return _fail(error.message, error.hint, error.exit_code)
     except OSError as error:  # the surroundings: no right to it, a name that is too long, a full disk
-        if error.filename is None:
+        if error.filename is None and error.errno not in MACHINE_STATE:
             raise
-        return _fail(f"{error.filename}: {error.strerror}", None, 2)
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "free some space or choose another folder, then run it again" if error.errno in MACHINE_STATE else None
+        return _fail(f"{where}{error.strerror}", hint, 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):  # click wraps it
             return _stopped(words, "terminated", TERMINATED)
@@ -213,7 +222,7 @@ def _on_sigterm(number: int, frame: types.FrameType | None) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
-    line = printable(" ".join(message.split()))
+    line = " ".join(message.split())
     print(f"mobilefit: {line}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     return code
 
@@ -224,6 +233,6 @@ def _stopped(words: list[str], how: str, code: int) -> int:
     line = f"mobilefit: {how}"
     if verb in resumable:
         again = [*words, *(w for w in resumable[verb] if w not in words)]
-        line += f"; go on with: {shlex.join(['mobilefit', *again])}"
+        line += f"; go on with: {shlex.join(['mobilefit', *map(address_without_secrets, again)])}"
     print(line, file=sys.stderr)
     return code

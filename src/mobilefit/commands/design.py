@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from mobilefit import device, report
 from mobilefit.adapt import AdaptSettings
 from mobilefit.cluster import RayPool
+from mobilefit.data.shard_remote import shown
 from mobilefit.errors import InputError, QualityGateError
 from mobilefit.jobs import checks, kinds, lab, searching
 from mobilefit.jobs.folder import RECORD, RunFolder
@@ -27,7 +29,7 @@ from mobilefit.jobs.kinds import KINDS, source_of
 from mobilefit.jobs.options import Budget, parse_budget
 from mobilefit.pipeline.budget_run import BudgetRun
 from mobilefit.pipeline.design_config import DesignConfig, task_of
-from mobilefit.pipeline.design_run import DesignRun
+from mobilefit.pipeline.design_run import TEACHER, DesignRun
 from mobilefit.pipeline.initial_weights import AUTO
 from mobilefit.progress import Voice
 from mobilefit.runs import read_json
@@ -58,7 +60,8 @@ def design(config: DesignConfig) -> dict[str, Any]:
             names: list[str] = []
             for budget, budget_ms in reversed(list(zip(budgets, shared.budgets_ms, strict=True))):
                 names.append(BudgetRun(shared, budget, budget_ms, share=1 / (len(budgets) - len(names))).run_all())
-            shared.finish(names[::-1])
+            if len(names) > 1:
+                shared.finish_several(names[::-1])
     return _closing(run, config)
 
 
@@ -103,7 +106,7 @@ def default_out(config: DesignConfig) -> Path:
     size = [] if config.resolution is None else [
         f"{config.resolution}" + (f"x{config.columns}" if config.columns else "")
     ]
-    words = [Path(config.data).name, Path(network).stem, *size, share]
+    words = [Path(shown(config.data)).name, Path(network).stem, *size, share]
     words[1:1] = [config.task] if config.task not in (None, "classify") else []
     words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("design-" + "-".join(words))
@@ -136,7 +139,10 @@ def _check(config: DesignConfig) -> None:
 
 
 def _closing(run: RunFolder, config: DesignConfig) -> dict[str, Any]:
-    """Print what came out, and pass the gates."""
+    """What is left after the record: write the page, remove the teacher's answers, print, pass the gates."""
+    if run.lacks_page:
+        report.write_report(run.path)
+    shutil.rmtree(run.path / TEACHER, ignore_errors=True)
     record = run.record()
     several = record.get("designs")
     for folder in [run.path / name for name in several] if several else [run.path]:

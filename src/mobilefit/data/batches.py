@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,23 +177,26 @@ def _in_background(
 
 
 def by_workers(
-    prepare: Callable[[int], Batch], numbers: Sequence[int], workers: int, *, pin: bool = False
-) -> Iterator[Batch]:
-    """Batches in order, prepared by that many processes (torch's ``DataLoader``).
+    prepare: Callable[[int], Batch], numbers: Sequence[int], workers: int, *, pin: bool = False,
+    start_method: str | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches in order, prepared by that many processes (torch's ``DataLoader``), of the types that ``prepare`` gives.
 
     Args:
+        prepare: can be pickled, unless workers are forked.
         workers: 0: by a thread of this process, which is as good on few cores.
         pin: into memory from which a GPU copies by itself.
+        start_method: of the processes: ``fork``, ``spawn``, ``forkserver``. ``None``: forked on Linux, where they
+            share the decoded pixels; spawned elsewhere, where each gets a copy.
     """
     if not workers:
         return ahead(prepare, numbers, 2)
     loader = DataLoader(
         _Prepared(prepare), batch_size=None, sampler=numbers, num_workers=workers, pin_memory=pin,
-        prefetch_factor=2,
-        # Forked workers share the decoded pixels; started anew, each would get a copy.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
+        prefetch_factor=2, collate_fn=_as_prepared,
+        multiprocessing_context=start_method or ("fork" if sys.platform == "linux" else "spawn"),
     )  # fmt: skip
-    return map(_given, loader)
+    return map(_raise_error, loader)
 
 
 class _Prepared(Dataset["Batch | MobilefitError"]):
@@ -208,8 +212,12 @@ class _Prepared(Dataset["Batch | MobilefitError"]):
             return error  # raised here, its message would become the worker's traceback
 
 
-def _given(batch: Batch | MobilefitError) -> Batch:
+def _as_prepared(batch: Any) -> Any:
+    """Without this, ``DataLoader`` turns every tuple in a batch into a list."""
+    return batch
+
+
+def _raise_error(batch: Batch | MobilefitError) -> Batch:
     if isinstance(batch, MobilefitError):
         raise batch
-    images, targets = batch
-    return images, tuple(targets) if isinstance(targets, list) else targets  # DataLoader makes lists of tuples
+    return batch

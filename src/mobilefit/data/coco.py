@@ -36,6 +36,7 @@ from mobilefit.data.layout import is_junk
 from mobilefit.data.names import is_path_below, last_part, picture_in, spelling
 from mobilefit.errors import InputError
 from mobilefit.parsing import parse_json
+from mobilefit.runs import read_bytes
 
 ROBOFLOW = "_annotations.coco.json"
 LARGEST_FILE = 2**33
@@ -176,7 +177,7 @@ def load(path: Path) -> dict[str, list[Row]]:
         InputError: it cannot be read, is broken (with the line), or lacks a list.
     """
     try:
-        content = parse_json(path.read_bytes(), largest=LARGEST_FILE, digits=4000)  # a box with one is dropped
+        content = parse_json(read_bytes(path), largest=LARGEST_FILE, digits=4000)  # a box with one is dropped
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:

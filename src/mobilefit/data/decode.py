@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from mobilefit.errors import InputError
+from mobilefit.runs import open_file, read_bytes
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -109,7 +110,7 @@ def read_image(path: Path, at_least: int | None = None) -> Image.Image:
         InputError: the file is missing, unreadable or a bad image; the message names it.
     """
     try:
-        return decode(path.read_bytes(), at_least)[0]
+        return decode(read_bytes(path), at_least)[0]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except BadImageError as error:
@@ -151,7 +152,7 @@ def peak_of_16_bits(path: str) -> int | None:
     if not path.lower().endswith(DEEP_EXTENSIONS):
         return None
     try:
-        with open_picture(Path(path)) as file:
+        with open_file(Path(path)) as stream, open_picture(stream) as file:
             if file.mode.startswith("I"):
                 return int(np.asarray(file).max())
             if _bits(file, path) != 16:
@@ -165,7 +166,7 @@ def peak_of_16_bits(path: str) -> int | None:
 
 def _bits(file: Image.Image, path: str) -> int:
     if file.format == "PNG":
-        with open(path, "rb") as raw:
+        with open_file(Path(path)) as raw:
             return raw.read(25)[24]
     bits = getattr(file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 8)
     return max(bits) if isinstance(bits, tuple) else int(bits)

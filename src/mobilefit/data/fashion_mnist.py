@@ -100,11 +100,11 @@ def load_fashion_mnist(*, seed: int, holdout: float) -> ClassificationData:
 
 
 def cache_folder() -> Path:
-    """Where downloaded data sets are kept."""
-    if chosen := os.environ.get("MOBILEFIT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "mobilefit"
+    """Where downloaded data sets are kept; where there is no home, a place that nothing can be kept at."""
+    chosen = os.environ.get("MOBILEFIT_CACHE")
+    base = chosen or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mobilefit")
+    folder = os.path.expanduser(base)
+    return Path(os.devnull) / "set-MOBILEFIT_CACHE" if folder.startswith("~") else Path(folder)
 
 
 def _image_set(arrays: Arrays, part: str) -> ImageSet:

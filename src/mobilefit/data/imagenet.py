@@ -15,6 +15,7 @@ class folders than a thousand, validation images of other classes are left out.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
 
 _ID = re.compile(r"n\d{8}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
@@ -114,9 +116,9 @@ def _validation_ids(root: Path, folder: Path) -> tuple[Path, dict[str, str]]:
 def _from_solution(path: Path) -> dict[str, str]:
     """Rows such as ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``: boxes follow the id."""
     try:
-        with path.open(newline="") as file:
-            ids = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        rows = csv.DictReader(io.StringIO(read_bytes(path).decode(), newline=""))
+        ids = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, csv.Error) as error:
         raise InputError(f"cannot use {path}: {error!r}", "it has the columns ImageId,PredictionString") from error
     return _checked(ids, path)
 

@@ -39,7 +39,7 @@ from mobilefit.data.decode import (
 )
 from mobilefit.data.splits import interleaved_by_class
 from mobilefit.data.store import Kept
-from mobilefit.runs import sha256
+from mobilefit.runs import read_bytes, sha256
 
 Indices = npt.NDArray[np.int64]
 
@@ -164,7 +164,7 @@ def look_at(path: Path) -> tuple[Photo, Pixels]:
         BadImageError: it cannot be used; see :func:`mobilefit.data.decode.decode`.
         OSError: it cannot be read.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     image, full_size = decode(data, KEPT_SIDE)
     small = shrink(image, KEPT_SIDE)
     photo = Photo(

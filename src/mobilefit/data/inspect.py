@@ -37,6 +37,7 @@ from mobilefit.data.images import Indices, worker_count
 from mobilefit.data.names import spelling
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
+from mobilefit.runs import read_bytes
 
 Same = Literal["same bytes", "same pixels", "nearly the same"]
 
@@ -299,7 +300,7 @@ def looked_at(paths: Sequence[str], progress: str | None) -> Looks:
 def _look_at(path: str) -> _Look | str:
     """What is kept of a file, or why it is bad."""
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(Path(path))
         image, size = decode(data, DECODED_SIDE)
     except BadImageError as error:
         return str(error)

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mobilefit.data.decode import BadImageError, Pixels, open_picture
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
 
 Colour = tuple[int, int, int]
 """Red, green, blue, 0 to 255."""
@@ -99,7 +100,7 @@ def read_classes(path: Path) -> tuple[Row, ...]:
     rows: list[Row] = []
     problems = []
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -129,7 +130,7 @@ def read_labelmap(path: Path) -> tuple[Row, ...]:
     rows: list[Row] = []
     problems = []
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):

@@ -21,6 +21,7 @@ from mobilefit.data.lazy import BAD_FRACTION, LeftOut
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
+from mobilefit.runs import open_file, read_bytes
 
 WORKING_SIDE = 640
 """Short side in pixels of the pictures kept for training: a crop of half of it still fills 320 px."""
@@ -140,7 +141,7 @@ def looked_at(paths: Sequence[Path], progress: str | None) -> Iterator[Picture |
 
 def _look_at(path: Path) -> tuple[Picture, Pixels]:
     """Read a picture to the end; what training is to see of it is not kept yet."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     image, full_size = decode(data, WORKING_SIDE)
     reduced = sorted(image.size) != sorted(full_size)  # a JPEG, decoded at a part of its size
     picture = Picture(
@@ -156,7 +157,7 @@ def _look_at(path: Path) -> tuple[Picture, Pixels]:
 def _glance_at(path: Path) -> tuple[Picture, None]:
     """Read no more of a picture than its size."""
     try:
-        with open_picture(path) as file:
+        with open_file(path) as stream, open_picture(stream) as file:
             size = _upright_size(file)
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error

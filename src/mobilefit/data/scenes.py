@@ -16,8 +16,13 @@ from mobilefit.data.preset import Preset, to_floats
 
 Read = Callable[[int], tuple[Image.Image, Any]]
 """From an image's place in its set to the image, RGB, and its truth."""
-Vary = Callable[[Image.Image, Any, np.random.Generator], tuple[Pixels, Any]]
-"""An image and its truth as training sees them, and what is drawn for it."""
+
+
+class Vary(Protocol):
+    """Augmentation of an image and its truth. It can be pickled: worker processes may be spawned."""
+
+    def __call__(self, image: Image.Image, truth: Any, *, random: np.random.Generator) -> tuple[Pixels, Any]:
+        """An image and its truth as training sees them."""
 
 
 class Scenes(Protocol):
@@ -83,7 +88,7 @@ class SceneFeed:
         return prepared([pixels for pixels, _ in found], self._preset), self._collate([t for _, t in found])
 
     def _one(self, index: int, seeds: list[int]) -> tuple[Pixels, Any]:
-        return self._vary(*self._read(index), np.random.default_rng(seeds))
+        return self._vary(*self._read(index), random=np.random.default_rng(seeds))
 
 
 def prepared(pixels: Sequence[Pixels], preset: Preset) -> torch.Tensor:

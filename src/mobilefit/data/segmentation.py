@@ -80,6 +80,7 @@ from mobilefit.data.splits import stratified
 from mobilefit.data.store import ROOM, Kept, Store
 from mobilefit.errors import InputError
 from mobilefit.progress import Progress
+from mobilefit.runs import read_bytes
 
 VOC_MASKS = "SegmentationClass"
 MASK_FOLDERS = ("labels", "masks", "annotations")
@@ -307,7 +308,7 @@ def _voc(root: Path, others: list[str]) -> dict[str, tuple[Files, Files]]:
 
 def _listed_ids(path: Path) -> set[str]:
     try:
-        return {spelling(line.strip().strip('"')) for line in path.read_text("utf-8-sig").splitlines() if line.strip()}
+        return {spelling(line.strip().strip('"')) for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
@@ -454,11 +455,11 @@ def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
     """Read a pair to the end, or say which of its files is bad and why."""
     path = pair.image
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         image, _ = decode(data)
         digest = hashlib.sha256(data)
         path = pair.mask
-        data = path.read_bytes()
+        data = read_bytes(path)
         mask = decode_mask(data, coloured=coloured)
         digest.update(data)
     except OSError as error:
@@ -570,7 +571,7 @@ def _smoothed(seen: list[_Seen]) -> str:
     inside: set[int] = set()
     everywhere: Counter[int] = Counter()
     for one in rich[:SMOOTHED_PROBED]:
-        codes = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured).codes
+        codes = decode_mask(read_bytes(one.pair.mask), coloured=one.coloured).codes
         middle = codes[1:-1, 1:-1]
         same = (middle == codes[:-2, 1:-1]) & (middle == codes[2:, 1:-1])
         same &= (middle == codes[1:-1, :-2]) & (middle == codes[1:-1, 2:])
@@ -619,7 +620,7 @@ def _more(items: Sequence[object]) -> str:
 
 def _place(one: _Seen, code: int) -> str:
     """Where a mask first holds a value or a colour."""
-    mask = decode_mask(one.pair.mask.read_bytes(), coloured=one.coloured)
+    mask = decode_mask(read_bytes(one.pair.mask), coloured=one.coloured)
     y, x = np.argwhere(mask.codes == code)[0]
     return f"x {x}, y {y}"
 

@@ -31,6 +31,8 @@ LABELS = ("cls", "json")
 LOOKED_AT = 16
 """Images of a shard that are decoded when it is indexed."""
 LARGEST_LABEL = 2**31 - 1
+LARGEST_HEADER, LARGEST_IMAGE, LARGEST_LABEL_FILE, LONGEST_KEY = 1 << 20, 1 << 30, 1 << 20, 512
+"""In bytes."""
 FORMAT = 1
 """Of the file that keeps an index; another one is not read."""
 
@@ -132,17 +134,46 @@ def _members(file: BinaryIO) -> list[tarfile.TarInfo]:
     file.seek(0)
     if file.read(2) == b"\x1f\x8b":
         raise BadShardError("is compressed, and images can be read from plain tar files alone: gunzip it")
-    file.seek(0)
+    members, end = [], 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            members = [member for member in archive if member.isreg() and not member.issparse()]
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if member.size < 0 or archive.offset <= end:
+                    raise BadShardError(f"is no tar file: its header after {end} bytes leads backwards")
+                end = archive.offset
+                if member.isreg() and not member.issparse():
+                    members.append(member)
             end = archive.offset
-    except tarfile.TarError as error:
+    except (BadShardError, OSError):
+        raise
+    except Exception as error:  # tarfile raises half a dozen kinds on damaged headers, RecursionError among them
         raise BadShardError(f"is no tar file, or cut short: {error}") from error
     file.seek(end)  # tarfile takes anything that is no header for the end
     if file.read(_BLOCK) != bytes(_BLOCK):
         raise BadShardError(f"is cut short or damaged after {end} bytes")
     return members
+
+
+class _Headers:
+    """A tar file for a reader of its headers, which may not ask for more than a header can be, nor beyond the end.
+
+    tarfile asks for as many bytes as a header says that a long name has, and goes where sizes lead it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._end = file, file.seek(0, 2)
+        self.tell = file.tell
+        file.seek(0)
+
+    def seek(self, offset: int) -> int:
+        if not 0 <= offset <= self._end:
+            raise tarfile.ReadError("unexpected end of data")
+        return self._file.seek(offset)
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {count} bytes")
+        return self._file.read(count)
 
 
 def _grouped(members: list[tarfile.TarInfo]) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -152,6 +183,8 @@ def _grouped(members: list[tarfile.TarInfo]) -> dict[str, dict[str, tarfile.TarI
         found = _NAME.fullmatch(member.name)
         if found is None or (suffix := found[2].lower()) not in (*IMAGES, *LABELS):
             continue
+        if (size := len(found[1].encode("utf-8", "surrogateescape"))) > LONGEST_KEY:  # all keys take as much memory
+            raise BadShardError(f"has a key of {size:,} bytes, '{found[1][:40]}...'; at most {LONGEST_KEY}")
         sample = samples.setdefault(found[1], {})
         if suffix in sample:
             raise BadShardError(f"holds the key '{found[1]}' twice (two members .{suffix})")
@@ -169,6 +202,8 @@ def _sample(
     if len(images) > 1:
         raise BadShardError(f"has two images for the key '{key}': .{images[0]} and .{images[1]}")
     image = members[images[0]]
+    if image.size > LARGEST_IMAGE:
+        raise BadShardError(f"has an image of {image.size:,} bytes for the key '{key}'; at most {LARGEST_IMAGE:,}")
     return image.offset_data, image.size, _label(file, key, members)
 
 
@@ -181,13 +216,15 @@ def _label(file: BinaryIO, key: str, members: dict[str, tarfile.TarInfo]) -> int
     if value is None:
         raise BadShardError(f"has no label for the key '{key}' (.cls, or .json with \"label\")")
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BadShardError(f"has for the key '{key}' the label {value!r}, not a whole number")
+        raise BadShardError(f"has for the key '{key}' the label {repr(value)[:60]}, not a whole number")
     if not 0 <= value <= LARGEST_LABEL:
-        raise BadShardError(f"has for the key '{key}' the label {value}; labels count from 0")
+        raise BadShardError(f"has for the key '{key}' the label {str(value)[:60]}; labels count from 0")
     return value
 
 
 def _content(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    if member.size > LARGEST_LABEL_FILE:
+        raise BadShardError(f"has a label of {member.size:,} bytes, {member.name}; at most {LARGEST_LABEL_FILE:,}")
     file.seek(member.offset_data)
     return file.read(member.size)
 

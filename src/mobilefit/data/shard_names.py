@@ -28,10 +28,12 @@ from typing import Any
 from mobilefit.data.shard_remote import MissingError, is_remote, read, shown
 from mobilefit.errors import InputError, unknown
 from mobilefit.parsing import parse_json
+from mobilefit.text import from_environment, join_address, split_address
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CLASSES = "classes.txt"
 MOST_SHARDS = 1_000_000
+LONGEST_PATTERN, MOST_BRACES = 8000, 100
 
 Parts = dict[str, list[str]]
 
@@ -87,7 +89,7 @@ def list_shards(source: str) -> Listing:
         InputError: there is none, one comes twice, the parts cannot be told, the manifest cannot be
             used.
     """
-    source = _plain(source)
+    source = _with_environment(_plain(source))
     if shown(source).endswith(".json") and not os.path.isdir(source):
         listing = _of_manifest(source)
     elif not is_remote(source) and os.path.isdir(source):
@@ -104,6 +106,9 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         InputError: a brace is not closed, or they make more than ``MOST_SHARDS`` names.
     """
+    if len(pattern) > LONGEST_PATTERN or pattern.count("{") > MOST_BRACES:
+        said = f"{shown(pattern)[:60]}... has {len(pattern):,} characters and {pattern.count('{'):,} braces"
+        raise InputError(said, f"at most {LONGEST_PATTERN:,} and {MOST_BRACES}")
     start = pattern.find("{")
     if start < 0:
         return [pattern]
@@ -127,8 +132,8 @@ def _closed(pattern: str, start: int) -> tuple[str, str]:
 
 def _alternatives(inner: str) -> list[str]:
     if span := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        first, last = int(span[1]), int(span[2])
-        if last - first >= MOST_SHARDS:
+        first, last = (int(end) if len(end) < 20 else MOST_SHARDS**2 for end in span.groups())
+        if abs(last - first) >= MOST_SHARDS:
             raise InputError(f"{{{inner}}} names over {MOST_SHARDS:,} shards", "check its braces")
         padded = any(end.startswith("0") and len(end) > 1 for end in span.groups())
         width = max(map(len, span.groups())) if padded else 0
@@ -158,6 +163,27 @@ def _plain(source: str) -> str:
     return source
 
 
+def _with_environment(source: str) -> str:
+    """An address with the environment's variables that its user, password and query refer to: ``?token=$TOKEN``."""
+    if not is_remote(source):
+        return source
+    scheme, user, location, query = split_address(source)
+    try:
+        user, query = (text and from_environment(text) for text in (user, query))
+    except KeyError as error:
+        name = error.args[0]
+        raise InputError(f"{shown(source)} refers to ${name}, which is not set", f"export {name}=...") from error
+    return join_address(scheme, user, location, query)
+
+
+def _beside(address: str, name: str) -> str:
+    """Another file in a file's folder, with the same user: a query may be a signature of the one file."""
+    if not is_remote(address):
+        return posixpath.join(posixpath.dirname(address), name)
+    scheme, user, location, _ = split_address(address)
+    return join_address(scheme, user, f"{posixpath.dirname(location)}/{name}", None)
+
+
 def _tars(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.tar") if not path.name.startswith("."))
 
@@ -172,15 +198,15 @@ def _of_folder(root: Path) -> Listing:
                 parts[part] = _tars_of(root / name)
     else:
         parts = _parted(_tars_of(root))
-    return _listing(root.name, parts, [str(root)])
+    return _listing(root.name, parts, [f"{root}/"])
 
 
 def _listing(
-    name: str, parts: Parts, folders: Iterable[str], classes: tuple[str, ...] | None = None
+    name: str, parts: Parts, neighbours: Iterable[str], classes: tuple[str, ...] | None = None
 ) -> Listing:
     if "val" in parts and "test" not in parts:  # as in a folder: then it is the test set
         parts = {"test" if part == "val" else part: shards for part, shards in parts.items()}
-    beside = tuple(dict.fromkeys(f"{folder}/{CLASSES}" for folder in folders))
+    beside = tuple(dict.fromkeys(_beside(address, CLASSES) for address in neighbours))
     return Listing(name=name, parts=parts, classes=classes, beside=beside)
 
 
@@ -202,8 +228,8 @@ def _of_pattern(pattern: str) -> Listing:
     fixed = shown(pattern).partition("{")[0]
     name = posixpath.basename(fixed).removesuffix(".tar").strip("-_.")
     base = posixpath.dirname(fixed)
-    folders = [posixpath.dirname(shown(parts["train"][0])), base]
-    return _listing(name or posixpath.basename(base) or "shards", parts, folders)
+    neighbours = [parts["train"][0], pattern.partition("{")[0]]
+    return _listing(name or posixpath.basename(base) or "shards", parts, neighbours)
 
 
 def _of_manifest(source: str) -> Listing:
@@ -221,7 +247,7 @@ def _of_manifest(source: str) -> Listing:
     named = "classes" in content
     classes = tuple(_texts(source, "classes", content["classes"])) if named else None
     name = posixpath.basename(shown(source)).removesuffix(".json")
-    return _listing(name, parts, [posixpath.dirname(shown(source)) or "."], classes)
+    return _listing(name, parts, [source], classes)
 
 
 def _manifest(source: str) -> dict[str, Any]:
@@ -236,8 +262,12 @@ def _manifest(source: str) -> dict[str, Any]:
 
 def _entries(source: str, name: str, value: object) -> list[str]:
     entries = [value] if isinstance(value, str) else _texts(source, name, value)
-    whole = [_resolved(_plain(entry), source) for entry in entries]
-    return [shard for pattern in whole for shard in expand_braces(pattern)]
+    shards: list[str] = []
+    for entry in entries:
+        shards += expand_braces(_resolved(_plain(entry), source))
+        if len(shards) > MOST_SHARDS:
+            raise InputError(f'{shown(source)}: "{name}" names over {MOST_SHARDS:,} shards', "check its braces")
+    return shards
 
 
 def _resolved(entry: str, manifest: str) -> str:
@@ -245,9 +275,9 @@ def _resolved(entry: str, manifest: str) -> str:
         return entry
     if not is_remote(manifest):
         return os.path.join(os.path.dirname(os.path.abspath(manifest)), entry)
-    scheme, _, rest = manifest.partition("://")
-    host = f"{scheme}://{rest.partition('/')[0]}"
-    return f"{host}{entry}" if entry.startswith("/") else f"{posixpath.dirname(shown(manifest))}/{entry}"
+    scheme, user, location, _ = split_address(manifest)
+    folder = location.partition("/")[0] if entry.startswith("/") else f"{posixpath.dirname(location)}/"
+    return join_address(scheme, user, folder + entry, None)
 
 
 def _texts(source: str, name: str, value: object) -> list[str]:
@@ -262,7 +292,7 @@ def _lines(path: str) -> tuple[str, ...] | None:
     except MissingError:
         return None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+        raise InputError(f"{shown(path)} is not UTF-8 text: {error}") from error
     return tuple(line.strip() for line in text.strip().splitlines())
 
 

@@ -1,8 +1,9 @@
 """Files at a distance: which state of it a URL has now, and its bytes, however often a connection drops.
 
 ``http`` and ``https`` go through the standard library, so that nothing more needs to be installed and
-a transfer goes on where it broke off; every other scheme (``s3``, ``gs`` ...) goes through fsspec,
-which wants a package of its own for most of them.
+a transfer goes on where it broke off; the others of ``SCHEMES`` (``s3``, ``gs`` ...) go through fsspec,
+which wants a package of its own for most of them. fsspec knows schemes that read local files, run other
+ones through each other or hold their own data: addresses in a manifest of somebody else's must not.
 
 What may pass is tried again after a pause: dropped connections, bodies that end early, no answer,
 408, 429 and 5xx. What cannot (404, 403, an unknown scheme) is an error at once.
@@ -10,22 +11,27 @@ What may pass is tried again after a pause: dropped connections, bodies that end
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import io
 import os
 import socket
 import ssl
+import stat
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from mobilefit.data.lazy import say
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
+from mobilefit.text import join_address, links, split_address
 
 STALL_SECONDS = 30.0
 """How long a server may say nothing."""
@@ -39,6 +45,11 @@ SILENT_TRIES = 2
 WORTHWHILE = 1 << 20
 """Bytes by which a try that failed still counts as progress."""
 CHUNK = 4 << 20
+
+SCHEMES = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "hdfs", "webhdfs")
+"""Those that are read."""
+LARGEST_TEXT = 64 << 20
+"""Bytes of a manifest or of a list of classes."""
 
 _MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
 
@@ -88,8 +99,15 @@ def is_remote(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL as it may stand in a message: without its query, which may hold a signature."""
-    return url.partition("?")[0] if is_remote(url) else url
+    """A URL as it may stand in a message: without user, password and query, which may hold a signature."""
+    return "::".join(map(_shown_link, links(url))) if is_remote(url) else url
+
+
+def _shown_link(url: str) -> str:
+    if not is_remote(url):
+        return url
+    scheme, _, location, _ = split_address(url)
+    return join_address(scheme, None, location, None)
 
 
 def look(url: str) -> Version:
@@ -113,22 +131,38 @@ def look(url: str) -> Version:
 def _look_here(path: str) -> Version:
     try:
         found = os.stat(path)
-    except OSError as error:
-        raise MissingError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        raise MissingError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise MissingError(f"cannot read {path}: it is not a regular file")
     return Version(size=found.st_size, tag=str(found.st_mtime_ns))
 
 
 def read(url: str) -> bytes:
-    """A small file, here or at a distance, whole. Raises as :func:`look` does."""
+    """A small file, here or at a distance, whole.
+
+    Raises:
+        MissingError, InputError: as :func:`look` does; and it is larger than ``LARGEST_TEXT``.
+    """
     if is_remote(url):
-        content = io.BytesIO()
+        content = _Text(url)
         fetch(url, content, tries=LOOK_TRIES)
         return content.getvalue()
     try:
-        with open(url, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise MissingError(f"cannot read {url}: {error.strerror}") from error
+        return read_bytes(Path(url), LARGEST_TEXT)
+    except (OSError, ValueError) as error:
+        raise MissingError(f"cannot read {url}: {getattr(error, 'strerror', error)}") from error
+
+
+class _Text(io.BytesIO):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > LARGEST_TEXT:
+            raise InputError(f"{shown(self._url)} is larger than {LARGEST_TEXT >> 20} MiB", "check the address")
+        return super().write(data)
 
 
 def fetch(
@@ -224,7 +258,16 @@ class _Patience:
 
 
 def _open(url: str, start: int, *, look: bool = False) -> _Body:
-    if not url.startswith(("http://", "https://")):
+    scheme, user, _, _ = split_address(url)
+    if scheme.lower() not in SCHEMES:
+        said = f"its scheme '{scheme}' is none of {', '.join(SCHEMES)}"
+        raise InputError(f"cannot read {shown(url)}: {said}", "check the address")
+    if scheme.lower() not in ("http", "https"):
+        if user is not None:
+            hint = "give them as its tools take them, for S3 in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise InputError(f"cannot read {shown(url)}: keys are not read from an address of {scheme}", hint)
+        if "::" in url:
+            raise InputError(f"cannot read {shown(url)}: it is a chain of addresses", "name one file")
         return _Other(url, start)
     try:
         return _Http(url, start, 0 if look else None)
@@ -250,10 +293,13 @@ class _Http:
         headers = {"User-Agent": "mobilefit", "Accept-Encoding": "identity"}
         if start or last is not None:
             headers["Range"] = f"bytes={start}-{'' if last is None else last}"
+        scheme, user, location, query = split_address(url)
         with _http_failures(url):
-            self._answer = urllib.request.urlopen(
-                urllib.request.Request(url, headers=headers), timeout=STALL_SECONDS
-            )
+            request = urllib.request.Request(join_address(scheme, None, location, query), headers=headers)
+            if user is not None:  # a server that is redirected to does not get it
+                encoded = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+                request.add_unredirected_header("Authorization", f"Basic {encoded}")
+            self._answer = urllib.request.build_opener(_Redirects).open(request, timeout=STALL_SECONDS)
         self._url = url
         self.start, size = _place(self._answer.status, self._answer.headers)
         tag = self._answer.headers.get("ETag") or self._answer.headers.get("Last-Modified") or ""
@@ -266,6 +312,18 @@ class _Http:
 
     def close(self) -> None:
         self._answer.close()
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """To HTTP alone: the standard library would follow to ftp as well."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """The request to the new address, if it is one of HTTP."""
+        if not newurl.lower().startswith(("http://", "https://")):
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _place(status: int, headers: http.client.HTTPMessage) -> tuple[int, int | None]:
@@ -287,6 +345,8 @@ def _http_failures(url: str) -> Iterator[None]:
         raise _refused(url, error) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)  # urllib wraps what the socket raised
+        if isinstance(reason, (ValueError, http.client.InvalidURL)):  # their messages hold parts of the address
+            raise InputError(f"cannot read {shown(url)}: this is no address", "check the address") from error
         if _cannot_pass(reason):
             raise InputError(f"cannot read {shown(url)}: {reason}", "check the address") from error
         raise TransferError(str(reason) or type(reason).__name__) from error
@@ -304,8 +364,7 @@ def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
 
 def _cannot_pass(reason: object) -> bool:
     unknown_host = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
-    bad_address = isinstance(reason, (str, ValueError, http.client.InvalidURL))
-    return unknown_host or bad_address or isinstance(reason, ssl.SSLCertVerificationError)
+    return unknown_host or isinstance(reason, (str, ssl.SSLCertVerificationError))
 
 
 class _Other:

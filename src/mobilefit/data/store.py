@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mobilefit.data.decode import Pixels
+from mobilefit.runs import temporary_file
 
 ROOM = 2 << 30
 """Bytes for a data set's decoded images (8,000 of 256x341 px); those beyond are decoded when they are used."""
@@ -36,7 +37,7 @@ class Kept:
 
 
 class Store:
-    """A temporary file of pixels, in Python's folder for such (``TMPDIR``).
+    """A temporary file of pixels, in Python's folder for such (``TMPDIR``); without one nothing is kept.
 
     Pickled, it takes its pixels along: it is a file of its own in the other process.
 
@@ -45,7 +46,10 @@ class Store:
     """
 
     def __init__(self, room: int) -> None:
-        self._room = min(room, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+        try:
+            self._room = min(room, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+        except OSError:  # there is no such folder, or none that can be written
+            self._room = 0
         self._open()
 
     def keep(self, pixels: Pixels) -> Kept | None:
@@ -72,7 +76,7 @@ class Store:
             return self._file.read(count)
 
     def _open(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="mobilefit-")  # noqa: SIM115 - open as long as the store lives
+        self._file = temporary_file()
         self._taken = 0
         self._lock = threading.Lock()
 

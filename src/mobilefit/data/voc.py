@@ -40,6 +40,7 @@ from mobilefit.data.layout import (
 )
 from mobilefit.data.names import picture_in, spelling
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
 
 MOST_BYTES = 16 << 20
 """Of one annotation file: 50,000 boxes."""
@@ -192,7 +193,7 @@ def _parts(root: Path, annotations: Path) -> dict[str, list[str]]:
 
 def _ids(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return list(dict.fromkeys(_unquoted(line.strip()) for line in lines if line.strip()))
@@ -215,7 +216,7 @@ def _annotated(annotations: Path, ids: Iterable[str]) -> bool:
 def _record(root: Path, place: Place, part: str, one: str, pictures: dict[str, Path]) -> Record | SkippedFile:
     path = picture_in(place.annotations, f"{one}.xml")
     try:
-        annotation = parse(path.read_bytes())
+        annotation = parse(read_bytes(path))
     except FileNotFoundError:
         return SkippedFile(path=str(path), why="listed, but there is no such annotation")
     except OSError as error:

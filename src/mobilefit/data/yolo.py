@@ -20,6 +20,7 @@ from mobilefit.data.folder import image_files
 from mobilefit.data.layout import is_junk, named_parts
 from mobilefit.data.names import spelling
 from mobilefit.errors import InputError
+from mobilefit.runs import read_bytes
 
 NOT_LABELS = ("classes", "readme", "train", "val", "valid", "test", "notes", "labels", "obj", "predefined_classes")
 """Names of text files that are no labels."""
@@ -111,7 +112,7 @@ def _record(
     lines: list[tuple[int, Corners]] = []
     numbers: list[int] = []
     try:
-        text = "" if labels is None else labels.read_text("utf-8-sig")
+        text = "" if labels is None else read_bytes(labels).decode("utf-8-sig")
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 lines.append(_line(line, number))
@@ -176,7 +177,7 @@ def _classes(root: Path, parts: list[LabelFolders]) -> tuple[Path, tuple[str, ..
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

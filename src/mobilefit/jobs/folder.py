@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,14 @@ from typing import Any, TypeVar
 
 from mobilefit.cores import thread_change_count
 from mobilefit.errors import InputError
-from mobilefit.runs import LOCK, hold, machine, now, read_json, write_json
+from mobilefit.runs import hold, machine, now, read_json, write_json
+from mobilefit.text import address_without_secrets
 
 T = TypeVar("T")
 RECORD = "record.json"
+PAGE = "report.html"
+STARTED_IN = "started_in"
+"""Key of ``config.json``: the folder that relative paths begin from."""
 PLACE_ONLY = {"out", "resume", "quiet", "workers", "cluster"}
 """Configuration that does not change the result."""
 
@@ -61,7 +66,7 @@ class RunFolder:
             ) from error
         self._lock = hold(path)
         self._refuse_other_runs(resume)
-        write_json(path / "config.json", {"verb": self.verb, **self.config})
+        write_json(path / "config.json", {"verb": self.verb, **self.config, STARTED_IN: _working_folder()})
         state = path / "state.json"
         self.state |= _object(state) if state.exists() else {}
         self._earlier = float(self.state.get("elapsed", 0.0))
@@ -77,8 +82,14 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """Whether the run is complete, but perhaps for its page."""
         return (self.path / RECORD).exists()
+
+    @property
+    def lacks_page(self) -> bool:
+        """Whether the process ended after it wrote the record and before it wrote the page."""
+        record, page = self.path / RECORD, self.path / PAGE
+        return record.exists() and not (page.exists() and page.stat().st_mtime_ns >= record.stat().st_mtime_ns)
 
     def _refuse_other_runs(self, resume: bool) -> None:
         earlier = self.path / "config.json"
@@ -86,7 +97,13 @@ class RunFolder:
             return
         theirs = _object(earlier)
         mine = {"verb": self.verb, **self.config}
-        differing = sorted(k for k in {*theirs, *mine} - PLACE_ONLY if theirs.get(k) != mine.get(k))
+        started_in = str(theirs.pop(STARTED_IN, ""))
+        differing = [
+            key for key in sorted({*theirs, *mine} - PLACE_ONLY - {"verb"})
+            if not _means_the_same(theirs.get(key), mine.get(key), started_in)
+        ]  # fmt: skip
+        if theirs.get("verb") != self.verb:
+            differing.insert(0, "verb")
         kind = "a finished run" if self.finished else "an unfinished run"
         if differing:
             what = ", ".join(f"{k} {theirs.get(k)!r} there, {mine.get(k)!r} now" for k in differing[:3])
@@ -94,7 +111,7 @@ class RunFolder:
                 f"{self.path} holds {kind} with other options ({what})",
                 "choose another --out, or delete that folder",
             )
-        if not resume:
+        if not resume and not self.lacks_page:
             go_on = "" if self.finished else "add --resume to go on with it, "
             raise InputError(
                 f"{self.path} holds {kind}", f"{go_on}choose another --out, or delete that folder"
@@ -102,7 +119,8 @@ class RunFolder:
 
     def _begun(self) -> bool:
         """Whether there is anything to lose: a file, or the result of a stage."""
-        files = {path.name for path in self.path.iterdir()} - {"config.json", "state.json", LOCK}
+        files = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+        files -= {"config.json", "state.json"}
         state = self.path / "state.json"
         stages = set(_object(state)) - {"started", "seconds", "elapsed"} if state.exists() else set()
         return bool(files or stages)
@@ -159,8 +177,32 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+def _means_the_same(earlier: Any, current: Any, started_in: str) -> bool:
+    """Whether two values of an option are equal, or name the same file or folder.
+
+    Args:
+        started_in: the folder that their relative paths begin from.
+    """
+    if isinstance(earlier, list) and isinstance(current, list):
+        return len(earlier) == len(current) and all(
+            _means_the_same(first, second, started_in) for first, second in zip(earlier, current, strict=True)
+        )
+    if isinstance(earlier, str) and isinstance(current, str):
+        with contextlib.suppress(OSError, ValueError):
+            return os.path.samefile(os.path.join(started_in, earlier), current)
+        earlier = address_without_secrets(earlier)  # it may be from before secrets were left out
+    return bool(earlier == current)
+
+
 def command(verb: str, config: Any) -> str:
-    """The command line that a configuration is the same as."""
+    """The command line that a configuration is the same as, without the secrets of its addresses."""
     words = ["mobilefit", verb]
     for field in sorted(dataclasses.fields(config), key=lambda field: bool(field.metadata.get("detail"))):
         value = getattr(config, field.name)
@@ -171,13 +213,15 @@ def command(verb: str, config: Any) -> str:
             words.append(name)
         elif value != field.default:
             words += [word for each in (value if isinstance(value, tuple) else (value,)) for word in (name, str(each))]
-    return shlex.join(words)
+    return shlex.join(map(address_without_secrets, words))
 
 
 def _plain(config: Any) -> dict[str, Any]:
+    """A configuration for JSON, without the secrets of its addresses."""
+
     def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
+        if isinstance(value, (str, Path)):
+            return address_without_secrets(str(value))
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}

@@ -95,6 +95,8 @@ class Film:
                 "is it connected, free, and yours to read?" if camera
                 else "it is damaged, or of a format that OpenCV cannot read",
             )  # fmt: skip
+        # A phone's video lies on its side and says so. Some versions turn it only when they are asked.
+        self._capture.set(self._cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         rate = self._capture.get(self._cv2.CAP_PROP_FPS)
         self._rate = rate if 0 < rate < 1000 else 25.0
         # Some containers state none, or nonsense.

@@ -34,6 +34,7 @@ from mobilefit.litert.outputs import DetectionOutputs, Outputs, with_outputs
 from mobilefit.litert.shapes import check_shapes
 from mobilefit.nn import Network, build
 from mobilefit.parsing import checked, texts
+from mobilefit.runs import read_bytes
 from mobilefit.tasks.detect import DetectionEvaluation
 from mobilefit.tasks.segment import SegmentationEvaluation
 from mobilefit.train import Evaluation, evaluation_of
@@ -288,6 +289,6 @@ def read_file(path: Path) -> bytes:
         InputError: it is missing or unreadable.
     """
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

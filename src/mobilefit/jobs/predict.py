@@ -25,8 +25,9 @@ from mobilefit.jobs.model import FileInfo, file_info, read_file
 from mobilefit.jobs.options import option
 from mobilefit.jobs.running import File, Floats, Runner
 from mobilefit.nn.boxes import Detections
-from mobilefit.progress import Progress, Voice, printable
+from mobilefit.progress import Progress, Voice
 from mobilefit.tasks.detect import Found
+from mobilefit.text import printable
 
 WIDEST_NAME = 24
 """Characters that a column is made wide for; longer names push their row to the right."""

@@ -10,6 +10,7 @@ from mobilefit import device, report
 from mobilefit import search as nas
 from mobilefit.arch import NetSpec
 from mobilefit.data import Preset
+from mobilefit.data.shard_remote import shown
 from mobilefit.device import Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, plan, searching
@@ -111,7 +112,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
 def default_out(config: SearchConfig) -> Path:
     """A folder that the same command finds again."""
     share = config.latency.replace("%", "pct").replace("/", "_")
-    words = [Path(config.data).name, Path(config.space).stem, config.strategy, share]
+    words = [Path(shown(config.data)).name, Path(config.space).stem, config.strategy, share]
     words += [config.task] if config.task != "classify" else []
     words += [config.device.replace(":", "-")] if config.device != "host" else []
     return Path("runs") / ("search-" + "-".join(words))
@@ -209,7 +210,6 @@ def _tabular(
             "seconds": {name: round(value, 2) for name, value in found.seconds.items()},
         },
     })  # fmt: skip
-    report.write_report(run.path)
 
 
 class _Run:
@@ -329,10 +329,12 @@ class _Run:
             "layers": {"before": self.table.layer_rows(reference),
                        "after": self.table.layer_rows(spec)},
         })  # fmt: skip
-        report.write_report(self.run.path)
 
 
 def _closing(run: RunFolder) -> dict[str, Any]:
+    """Write the page of a finished run, if it has none, and print what came out."""
+    if run.lacks_page:
+        report.write_report(run.path)
     record = run.record()
     found = record["search"]
     best = searching.winning_entry(found)

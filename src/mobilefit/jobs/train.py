@@ -35,6 +35,9 @@ from mobilefit.train import (
 from mobilefit.train.lr_finder import find_lr
 from mobilefit.train.run import Board
 
+MOST_WORKERS = 256
+"""Processes that prepare images: more is a mistyped number."""
+
 if TYPE_CHECKING:
 
     class Overrides:
@@ -158,12 +161,12 @@ class _Job:
     def look_for_lr(self) -> dict[str, Any]:
         """The learning-rate finder in the place of a training."""
         config = self.config
+        config.out.mkdir(parents=True, exist_ok=True)  # before the search: it may not be possible
         curve = find_lr(
             self.network, self.data.train, preset=self.preset, recipe=self.recipe, seed=config.seed,
             task=self.kind.port, accelerator=config.accelerator, progress=self.voice.label("looking for a learning rate"),
             threads=config.threads,
         )  # fmt: skip
-        config.out.mkdir(parents=True, exist_ok=True)
         write_json(config.out / "lr_finder.json", curve.to_dict())
         write_atomic(config.out / "lr_finder.svg", report.lr_curve(curve.to_dict()))
         print(f"--lr {curve.suggestion:.2g} (the recipe has {self.recipe.lr:.2g}; {config.out / 'lr_finder.svg'})")
@@ -176,9 +179,12 @@ class _Job:
         run = RunFolder(
             config.out, "train", config, resume=resume, writes=self.fabric.is_global_zero
         )
-        if run.finished:
-            raise InputError(f"{run.path} holds a finished run", "choose another --out")
+        finished, lacks_page = run.finished, run.lacks_page
         self.fabric.barrier()
+        if lacks_page:
+            return self._closing(run) if self.fabric.is_global_zero else {}
+        if finished:
+            raise InputError(f"{run.path} holds a finished run", "choose another --out")
         fitted = self._fit(run, resume)
         run.state["seconds"]["training"] = round(fitted.total_seconds, 2)  # killed processes' too
         self.fabric.barrier()
@@ -194,10 +200,15 @@ class _Job:
             self.network, run.path / "model.safetensors", preset=self.preset.to_dict(),
             classes=self.data.classes,
         )  # fmt: skip
-        record = run.finish(self._record(fitted, found))
+        run.finish(self._record(fitted, found))
+        return self._closing(run)
+
+    def _closing(self, run: RunFolder) -> dict[str, Any]:
+        """Write the page of a finished run and print its result."""
+        record = run.record()
         report.write_report(run.path)
         print(report.class_table(record))
-        print(f"{self.network.spec.name}: {self.kind.score} {self.kind.value(found):.2%} "
+        print(f"{record['final']['label']}: {self.kind.score} {record['final']['accuracy_float']:.2%} "
               f"on {len(self.data.test)} test images")  # fmt: skip
         print(run.path / "model.safetensors")
         return record
@@ -281,6 +292,8 @@ def _check(config: TrainConfig) -> None:
         teacher_resolution=config.teacher_resolution, epochs=changes.get("epochs"), devices=config.devices,
         nodes=config.nodes, keep=config.keep, threads=config.threads,
     )  # fmt: skip
+    if config.workers is not None and not 0 <= config.workers <= MOST_WORKERS:
+        raise InputError(f"--workers is {config.workers}, must be 0 to {MOST_WORKERS}")
     if config.teacher_resolution is not None and config.teacher is None:
         raise InputError("--teacher-resolution is for a teacher", "name one with --teacher")
     if config.teacher_cache is not None and config.teacher is None:

@@ -352,6 +352,7 @@ def _from_address(model: Model, url: str, quiet: bool) -> Path:
     name = path.name
     ends = re.search(r"-([a-f0-9]{8,})\.", name)
     if not path.exists():
+        _require_home(path, model, "TORCH_HOME")
         _say(name, url, quiet)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -366,6 +367,15 @@ def _from_address(model: Model, url: str, quiet: bool) -> Path:
     return path
 
 
+def _require_home(cache: Path, model: Model, variable: str) -> None:
+    """Refuse to make a folder ``~`` in the working folder, as the hubs do where there is no home."""
+    if cache.parts[:1] == ("~",):
+        raise InputError(
+            f"there is no home folder to download weights into: {cache}",
+            f"set {variable}, or give the file's path: {model.title}=FILE",
+        )
+
+
 def _from_hugging_face(model: Model, repository: str, quiet: bool) -> Path:
     """By huggingface_hub, into its cache, where a large file is called by its SHA-256."""
     import huggingface_hub
@@ -373,6 +383,7 @@ def _from_hugging_face(model: Model, repository: str, quiet: bool) -> Path:
     known = huggingface_hub.try_to_load_from_cache(repository, SAFETENSORS)
     if not isinstance(known, str):
         name, url = f"{SAFETENSORS} of {repository}", huggingface_hub.hf_hub_url(repository, SAFETENSORS)
+        _require_home(Path(huggingface_hub.constants.HF_HUB_CACHE), model, "HF_HOME")
         _say(name, url, quiet)
         try:
             # The download itself waits for minutes until it believes that nobody answers.
@@ -467,5 +478,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _shown(path: Path) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # "~" where there is none
     return "~" + str(path)[len(home) :] if str(path).startswith(home + os.sep) else str(path)

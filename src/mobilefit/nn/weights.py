@@ -70,7 +70,18 @@ def save_weights(
     said = {"spec": network.spec.to_dict(), "preset": preset, "classes": classes}
     metadata = {key: json.dumps(value) for key, value in said.items() if value is not None}
     with atomic_file(Path(path)) as file:
-        file.write(safetensors.torch.save(state, {"format": "mobilefit", **metadata}))
+        file.write(_serialized(state, {"format": "mobilefit", **metadata}))
+
+
+def _serialized(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content: the library writes metadata in random order."""
+    blob = safetensors.torch.save(state, metadata)
+    end = 8 + int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + blob[end:]
 
 
 def load_network(path: str | Path) -> Network:

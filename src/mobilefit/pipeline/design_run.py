@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mobilefit import adapt, arch, report
+from mobilefit import adapt, arch
 from mobilefit.arch import NetSpec
 from mobilefit.cluster import RayPool
 from mobilefit.data import Preset
@@ -92,16 +91,6 @@ class DesignRun:
             self.trial_speed = SpeedModel(madds=one_thread["madds"], seconds=1 / one_thread["training"])
         if self.space is not None and self.worth_searching(start["pretrained"]):
             self.networks.append(self.search(start))
-
-    def finish(self, names: Sequence[str]) -> None:
-        """What is left after the last budget.
-
-        Args:
-            names: of the budgets' folders where there are several, rising.
-        """
-        if len(names) > 1:
-            self.finish_several(names)
-        shutil.rmtree(self.run.path / TEACHER, ignore_errors=True)
 
     # ---- before anything is trained
 
@@ -441,7 +430,11 @@ class DesignRun:
         return teacher
 
     def finish_several(self, names: Sequence[str]) -> None:
-        """One record and one frontier of several budgets."""
+        """One record and one frontier of several budgets.
+
+        Args:
+            names: of the budgets' folders, rising.
+        """
         records = {name: read_json(self.run.path / name / RECORD) for name in names}
         largest = records[next(reversed(records))]
         results = [
@@ -455,7 +448,6 @@ class DesignRun:
             "budget": self.config.latency, "designs": list(records), "results": results,
             "final": {"label": None},
         })  # fmt: skip
-        report.write_report(self.run.path)
 
 
 def aim(budget: Budget, budget_ms: float) -> float:

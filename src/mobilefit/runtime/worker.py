@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from mobilefit.cores import available_cores
 from mobilefit.errors import InputError
+from mobilefit.runs import temporary_file
 from mobilefit.runtime.engines import LITERT, engine, runtime_version
 from mobilefit.runtime.results import Cost, Inspection, RuntimeCrash, StopRule, TimingSamples
 
@@ -196,7 +196,7 @@ def cost(
 class _ChildProcess:
     def __init__(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _end)
+        self.log = temporary_file()
         source = str(Path(__file__).parents[2])
         inherited = os.environ.get("PYTHONPATH")
         path = source if not inherited else os.pathsep.join([source, inherited])

@@ -152,11 +152,7 @@ class Detect:
         self, train_set: DetectionSet, preset: Preset, recipe: Recipe, *, seed: int, rank: int = 0,
         ranks: int = 1,
     ) -> SceneFeed:  # fmt: skip
-        augment = detection_augment(recipe.augment)
-
-        def vary(image: Any, truth: Boxes, random: np.random.Generator) -> tuple[Any, Boxes]:
-            return train_sample(image, truth, preset, augment, random)
-
+        vary = partial(train_sample, preset=preset, augment=detection_augment(recipe.augment))
         return SceneFeed(
             len(train_set), train_set.working, vary, partial(collate, shape=preset.shape), preset,
             recipe.batch_size, seed=seed, rank=rank, ranks=ranks,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from mobilefit.arch import SegmentationHead
 from mobilefit.data import Preset
-from mobilefit.data.masks import IGNORED, Mask
+from mobilefit.data.masks import IGNORED
 from mobilefit.data.scenes import SceneFeed, prepared, scene_batches
 from mobilefit.data.segmentation import SegmentationSet
 from mobilefit.data.segmentation_augment import (
@@ -120,11 +119,7 @@ class Segment:
         self, train_set: SegmentationSet, preset: Preset, recipe: Recipe, *, seed: int, rank: int = 0,
         ranks: int = 1,
     ) -> SceneFeed:  # fmt: skip
-        augment = segmentation_augment(recipe.augment)
-
-        def vary(image: Any, truth: Mask, random: np.random.Generator) -> tuple[Any, Mask]:
-            return train_sample(image, truth, preset, augment, random)
-
+        vary = partial(train_sample, preset=preset, augment=segmentation_augment(recipe.augment))
         return SceneFeed(
             len(train_set), train_set.sample, vary, collate, preset, recipe.batch_size, seed=seed,
             rank=rank, ranks=ranks,

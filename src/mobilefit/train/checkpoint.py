@@ -43,19 +43,32 @@ def save_checkpoint(path: Path, identity: Identity, state: dict[str, Any]) -> No
 
 
 def keep_earlier(folder: Path, keep: int) -> None:
-    """Make place for a new checkpoint: the last ``keep - 1`` stay, under the names of ``EARLIER``."""
+    """Make place for a new checkpoint: the last ``keep - 1`` stay, under the names of ``EARLIER``.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
     names = [folder / CHECKPOINT, *(folder / EARLIER.format(age) for age in range(1, keep))]
     for younger, older in reversed(list(itertools.pairwise(names))):
-        if younger.exists():
-            # The newest also keeps its name until the next one takes it.
-            _link(younger, older) if younger == names[0] else os.replace(younger, older)
+        if not younger.exists():
+            continue
+        if younger == names[0]:  # the newest also keeps its name until the next one takes it
+            _link(younger, older)
+            continue
+        try:
+            os.replace(younger, older)
+        except OSError as error:
+            raise InputError(f"cannot write {older}: {error.strerror}") from error
 
 
 def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.link")
-    temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
-    os.replace(temporary, target)
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:  # a file system without hard links
+        write_atomic(target, source.read_bytes())
 
 
 def load_latest(folder: Path, identity: Identity) -> dict[str, Any] | None:

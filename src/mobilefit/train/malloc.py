@@ -34,6 +34,12 @@ def freed_memory_kept(wanted: bool = True) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def return_freed_memory() -> None:
+    """Give what the process has freed back to the system; with another C library nothing happens."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _set(libc: ctypes.CDLL, options: dict[int, int]) -> None:
     for name, value in options.items():
         libc.mallopt(name, value)
