@@ -459,11 +459,12 @@ if child == 0:
     if sys.argv[2] == "ends":
         del lock
         sys.exit()
+    print(os.getpid(), flush=True)  # only now has it left the lock
     time.sleep(60)
     os._exit(0)
 if sys.argv[2] == "ends":
     os.waitpid(child, 0)
-print(child, flush=True)
+    print(child, flush=True)
 time.sleep(60)
 """
 
