@@ -304,6 +304,9 @@ def use(patch: pytest.MonkeyPatch, cv2: Any, pictures: list[Image.Image | type |
         def isOpened(self) -> bool:
             return True
 
+        def set(self, what: int, value: float) -> bool:
+            return True
+
         def get(self, what: int) -> float:
             return len(pictures) if what == cv2.CAP_PROP_FRAME_COUNT else 10.0
 

@@ -317,7 +317,7 @@ def test_an_illegal_space_names_block_and_choice(world: World, tmp_path: Path, r
     file = tmp_path / "space.json"
     file.write_text(json.dumps({**SPACE, "blocks": blocks}))
     message = refused(*words(world, tmp_path / "run", space=file))
-    assert str(file) in message and "blocks.0.kernel: 4 is not an odd size" in message
+    assert str(file) in message and "blocks[0].kernel: 4 is not an odd size" in message
 
 
 def test_design_wants_weights_with_a_network(world: World, tmp_path: Path, refused: REFUSED) -> None:
