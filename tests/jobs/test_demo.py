@@ -167,9 +167,22 @@ def nothing(served: Served) -> socket.socket:
     return sending(served, b"")
 
 
+def unread_answers(served: Served) -> socket.socket:
+    return sending(served, (b"GET /demo.js HTTP/1.1\r\nHost: " + served.host.encode() + b"\r\n\r\n") * 2000)
+
+
+def sending(served: Served, data: bytes) -> socket.socket:
+    host, _, port = served.host.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.setblocking(False)
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        connection.send(data)
+    return connection
+
+
 @pytest.mark.parametrize(
     ("hold", "count"),
-    itertools.product([half_a_head, slow_body, nothing], [31, 32, 80]),
+    [*itertools.product([half_a_head, slow_body, nothing], [31, 32, 80]), (unread_answers, 31), (unread_answers, 32)],
 )
 def test_clients_that_stay_keep_nobody_out(
     hold: Callable[[Served], socket.socket], count: int, served: Served

@@ -108,7 +108,8 @@ def serve(app: Starlette, listening: socket.socket) -> None:
     """Serve at an open socket until Ctrl-C."""
     config = uvicorn.Config(
         app, http=_Connection, log_level="warning", lifespan="off", ws="none", server_header=False,
-        limit_concurrency=CONNECTIONS + 1, timeout_graceful_shutdown=2,
+        # Above what _Connection keeps to: tasks of connections that gave way last a moment longer, and count.
+        limit_concurrency=2 * CONNECTIONS + 1, timeout_graceful_shutdown=2,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # raised again once everything is closed
         uvicorn.Server(config).run(sockets=[listening])
