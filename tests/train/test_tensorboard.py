@@ -70,7 +70,12 @@ def test_after_a_resume_no_step_is_there_twice_and_none_is_missing(tmp_path: Pat
     assert [step for step, _ in found["val/top1"]] == [10, 20, 30, 40, 50, 60]
 
 
-def test_a_run_that_started_over_hides_the_first_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("earlier_writers", [0, 9])  # the tenth writer's name is before the ninth's
+def test_a_run_that_started_over_hides_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier_writers: int
+) -> None:
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(earlier_writers))
     for loss in (1.0, 3.0):
         board = Board(tmp_path, 0)
         for row in rows(5, 20, loss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Board:
     def __init__(self, folder: Path, start: int, recipe: Mapping[str, Any] | None = None) -> None:
         self._folder = folder
         begun = any(folder.glob(EVENTS))
+        while _written_within(folder, int(time.time())):
+            time.sleep(0.05)
         with self._writes():
             # Events of this step and later ones are purged; those of the last checkpoint's step stay.
             self._writer = _writer()(str(folder), purge_step=start + 1)
@@ -70,6 +73,15 @@ class Board:
             yield
         except OSError as error:
             raise InputError(f"cannot write {self._folder}: {error.strerror or error}") from error
+
+
+def _written_within(folder: Path, second: int) -> bool:
+    """Whether a file of events was begun in that second of the clock.
+
+    TensorBoard reads the files in the order of their names, which begin with the second and go on with numbers
+    that are not padded: of two files of one second the later may come first, and is then purged by the earlier.
+    """
+    return any(folder.glob(f"{EVENTS.removesuffix('*')}{second:010d}.*"))
 
 
 def tag(key: str) -> str:
