@@ -294,19 +294,12 @@ class BudgetRun:
             steps=plan.tune_steps, latency=c.table.predict, confirm=lab.Confirm(base, start_ms, c.phone),
             task=self.task.port,
         )  # fmt: skip
-        if self.config.shrink == "knapsack":
-            result = adapt.shrink_by_knapsack(
-                base, KnapsackSettings(target_ms=self.budget_ms, margin=lab.MARGIN, cut=plan.delta), tools, folder,
-                seed=self.config.seed, say=self.log, label=self.log.label("measuring savings and losses"),
-            )  # fmt: skip
-        else:
-            settings = AdaptSettings(
-                target_ms=self.budget_ms, margin=lab.MARGIN, delta=plan.delta, rule=self.config.rule
-            )
-            result = adapt.adapt(
-                base, settings, tools, folder, seed=self.config.seed, say=self.log,
-                label=self.log.label("looking for proposals"),
-            )  # fmt: skip
+        target: dict[str, Any] = {"target_ms": self.budget_ms, "margin": lab.MARGIN}
+        settings = (
+            KnapsackSettings(**target, cut=plan.delta) if self.config.shrink == "knapsack"
+            else AdaptSettings(**target, delta=plan.delta, rule=self.config.rule)
+        )  # fmt: skip
+        result = lab.shrink(base, settings, tools, folder, seed=self.config.seed, log=self.log)
         return replace(result.spec, name=f"{base.spec.name}_adapted")
 
     # ---- the finals, and what stands beside the winner
