@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import design_peers
-from benchmarks.common import ROOT, header, write_row
+from benchmarks.common import ROOT, header, int8_beside, write_row
 from mobilefit import arch
 from mobilefit.adapt import for_shrunk, gates_on, transfer
 from mobilefit.arch import NetSpec
@@ -44,7 +44,6 @@ from mobilefit.data import ClassificationData, load
 from mobilefit.jobs import lab, pretrained
 from mobilefit.jobs.adapt import AdaptConfig, adapt
 from mobilefit.jobs.kinds import KINDS, begun
-from mobilefit.jobs.model import evaluate_file, export, int8_for_timing
 from mobilefit.nn import Network, copy_weights, load_network, save_weights
 from mobilefit.pipeline import candidates, time_budget
 from mobilefit.pipeline.design_run import TEACHING
@@ -236,18 +235,13 @@ def designed(setting: Setting, seed: int) -> Iterator[tuple[str, int, Path]]:
 
 def row(method: str, budget: int, folder: Path, setting: Setting, seed: int) -> dict[str, Any]:
     """A trained network's int8 file on the test images, and its latency beside the reference's."""
-    data = setting.data
-    opened = pretrained.opened(folder / MODEL)
-    preset = opened.preset(data)
-    file = folder / "model_int8.tflite"
-    blob = file.read_bytes() if file.exists() else export(opened.network, data, preset, seed=seed).int8
-    evaluation = evaluate_file(blob, data.test, preset)
-    reference, own = lab.side_by_side([int8_for_timing(setting.reference), blob])
-    spec = opened.network.spec
+    data, opened = setting.data, pretrained.opened(folder / MODEL)
+    evaluation, measured = int8_beside(
+        setting.reference, folder, opened.network, data, opened.preset(data), seed=seed
+    )
     return {
-        "method": method, "budget": budget, "seed": seed, "network": spec.name, "pixels": spec.input_size,
-        "share": own.median_ms / reference.median_ms, "reference_ms": reference.median_ms,
-        "top1": evaluation.top1, "epochs": setting.epochs, "madds": spec.cost().madds,
+        "method": method, "budget": budget, "seed": seed, "pixels": opened.network.spec.input_size, **measured,
+        "top1": evaluation.top1, "epochs": setting.epochs,
         "right": "".join("01"[int(r)] for r in evaluation.predictions == data.test.labels),
     }  # fmt: skip
 

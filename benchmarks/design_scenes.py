@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, header, write_row
+from benchmarks.common import ROOT, header, int8_beside, write_row
 from mobilefit import arch
 from mobilefit.adapt import for_shrunk, gates_on, transfer
 from mobilefit.arch import NetSpec
@@ -38,7 +38,6 @@ from mobilefit.data import Preset
 from mobilefit.errors import QualityGateError
 from mobilefit.jobs import lab, pretrained
 from mobilefit.jobs.kinds import KINDS, Kind, Source, begun, trained_preset
-from mobilefit.jobs.model import evaluate_file, export, int8_for_timing
 from mobilefit.nn import Network, copy_weights, save_weights
 from mobilefit.pipeline import candidates, time_budget
 from mobilefit.pipeline.candidates import Sizes
@@ -206,17 +205,13 @@ def designed(setting: Setting) -> Path:
 def row(method: str, folder: Path, setting: Setting) -> tuple[dict[str, Any], Outcomes]:
     """A trained network's int8 file on the test images, and its latency beside the reference's."""
     network, preset = restored(folder, setting)
-    file = folder / "model_int8.tflite"
-    blob = file.read_bytes() if file.exists() else export(network, setting.data, preset, seed=setting.seed).int8
-    evaluation = evaluate_file(blob, setting.data.test, preset)
-    reference, own = lab.side_by_side([int8_for_timing(setting.reference), blob])
     spec = network.spec
+    evaluation, measured = int8_beside(setting.reference, folder, network, setting.data, preset, seed=setting.seed)
     return {
-        "task": setting.kind.task, "method": method, "seed": setting.seed, "network": spec.name,
-        "pixels": lab.pixels(spec), "reference": f"{setting.name} {lab.pixels(setting.reference)}",
-        "share": own.median_ms / reference.median_ms, "reference_ms": reference.median_ms,
+        "task": setting.kind.task, "method": method, "seed": setting.seed, "pixels": lab.pixels(spec),
+        "reference": f"{setting.name} {lab.pixels(setting.reference)}", **measured,
         "score": setting.kind.value(evaluation), "score_name": setting.kind.score, "epochs": setting.epochs,
-        "madds": spec.cost().madds, "test_images": len(setting.data.test),
+        "test_images": len(setting.data.test),
     }, evaluation.outcomes(setting.data.test)  # fmt: skip
 
 

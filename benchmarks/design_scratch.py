@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import ROOT, header, write_row
+from benchmarks.common import ROOT, header, int8_beside, write_row
 from mobilefit import arch
 from mobilefit.adapt import for_shrunk, gates_on, transfer
 from mobilefit.arch import NetSpec
@@ -46,7 +46,7 @@ from mobilefit.errors import QualityGateError
 from mobilefit.jobs import lab, pretrained
 from mobilefit.jobs.adapt import AdaptConfig, adapt
 from mobilefit.jobs.kinds import KINDS
-from mobilefit.jobs.model import evaluate_file, export, int8_for_timing, network_for
+from mobilefit.jobs.model import network_for
 from mobilefit.jobs.plan import ABOVE
 from mobilefit.jobs.search import SearchConfig, search
 from mobilefit.nn import Network, load_network, save_weights
@@ -312,18 +312,13 @@ METHODS: dict[str, Callable[[Setting, int, int], Path]] = {
 
 def row(method: str, budget: int, folder: Path, setting: Setting, seed: int) -> Row:
     """A trained network's int8 file on the test images, and its latency beside the reference's."""
-    data = setting.images(seed)
-    opened = pretrained.opened(folder / MODEL)
-    preset = opened.preset(data)
-    file = folder / "model_int8.tflite"
-    blob = file.read_bytes() if file.exists() else export(opened.network, data, preset, seed=seed).int8
-    evaluation = evaluate_file(blob, data.test, preset)
-    reference, own = lab.side_by_side([int8_for_timing(setting.reference), blob])
-    spec = opened.network.spec
+    data, opened = setting.images(seed), pretrained.opened(folder / MODEL)
+    evaluation, measured = int8_beside(
+        setting.reference, folder, opened.network, data, opened.preset(data), seed=seed
+    )
     return {
-        "method": method, "budget": budget, "seed": seed, "network": spec.name, "pixels": spec.input_size,
-        "share": own.median_ms / reference.median_ms, "reference_ms": reference.median_ms, "top1": evaluation.top1,
-        "epochs": setting.epochs, "taught": setting.taught, "inherit": setting.inherit, "madds": spec.cost().madds,
+        "method": method, "budget": budget, "seed": seed, "pixels": opened.network.spec.input_size, **measured,
+        "top1": evaluation.top1, "epochs": setting.epochs, "taught": setting.taught, "inherit": setting.inherit,
         "right": "".join("01"[int(r)] for r in evaluation.predictions == data.test.labels),
     }  # fmt: skip
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,7 @@ def test_a_full_disk_in_the_middle_of_a_line(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from mobilefit.runs import atomic_file
 with atomic_file(Path(sys.argv[1])) as file:
     file.write(b"half")
@@ -452,6 +454,7 @@ def test_control_characters_do_not_reach_the_terminal(text: str, shown: str) -> 
 FORKED = """
 import os, signal, sys, time
 from pathlib import Path
+from typing import Any
 from mobilefit.runs import hold
 lock = hold(Path(sys.argv[1]))
 child = os.fork()
@@ -487,3 +490,12 @@ def test_a_forked_process_neither_keeps_nor_gives_up_its_parents_lock(child: str
         parent.kill()
         if child == "lives":
             os.kill(number, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl])
+def test_a_folder_or_a_pipe_in_a_records_place_is_named(read: Any, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("folder", "Is a directory"), ("pipe", "it is not a regular file")):
+        with pytest.raises(InputError, match=rf"cannot read .*{name}: {why}"):
+            read(tmp_path / name)

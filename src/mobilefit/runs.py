@@ -251,9 +251,17 @@ def _ends_line(file: BinaryIO) -> bool:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a JSON-lines file, in order; torn lines are left out, no file is no row."""
+    """All whole rows of a JSON-lines file, in order; torn lines are left out, no file is no row.
+
+    Raises:
+        InputError: it is there and cannot be read.
+    """
+    try:
+        lines = read_bytes(path).splitlines() if path.exists() else []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     rows = []
-    for line in read_bytes(path).splitlines() if path.exists() else []:
+    for line in lines:
         with contextlib.suppress(ValueError):
             rows.append(parse_json(line))
     return rows

@@ -23,7 +23,6 @@ from mobilefit.adapt import (
     groups,
     removable,
     shrink_by_knapsack,
-    steps,
 )
 from mobilefit.adapt.knapsack import Option, Prices
 from mobilefit.arch import NetSpec, spec
@@ -32,7 +31,8 @@ from mobilefit.nn import Network, load_network
 from mobilefit.runs import read_jsonl
 
 from .test_importance import CrossEntropy, images_of
-from .test_netadapt import IMAGES, START, WIDE, Stop, judge, judgement_of, stop_at, tune
+from .test_netadapt import START, WIDE, Stop, judgement_of, killed_at_line, stop_at
+from .test_netadapt import tools as netadapt_tools
 from .test_transfer import trained
 from .toy import TOY, milliseconds
 
@@ -126,20 +126,8 @@ def test_every_group_is_foretold(name: str) -> None:
 
 
 def tools(before: Callable[[str], None] = lambda name: None, **changed: Any) -> Tools:
-    """Exact tools; ``before`` is called with the name of each before it works."""
-
-    def watched(name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            before(name)
-            return tool(*arguments)
-
-        return call
-
-    made = {
-        "latency": milliseconds, "confirm": lambda network: milliseconds(network.spec), "tune": tune, "judge": judge,
-        "gates": of_gates, **changed,
-    }  # fmt: skip
-    return Tools(images=IMAGES, **{name: watched(name, tool) for name, tool in made.items()})
+    """NetAdapt's exact tools, and gates."""
+    return netadapt_tools(before, **{"gates": of_gates, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -290,22 +278,10 @@ def test_killed_at_any_line_of_the_log_it_takes_the_same_rounds(
     seed_network: Network, tmp_path: Path, undisturbed: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _, lines = undisturbed
-    write = steps.append_jsonl
     for number in range(1 if how == "before" else 3, lines + 1, 4):
-        folder, written = tmp_path / str(number), 0
-
-        def append(path: Path, row: dict[str, Any], number: int = number) -> None:
-            nonlocal written
-            written += 1
-            if written != number or how == "after":
-                write(path, row)
-            if written == number:
-                raise Stop
-
-        with monkeypatch.context() as patch:
-            patch.setattr(steps, "append_jsonl", append)
-            with pytest.raises(Stop):
-                shrink_by_knapsack(seed_network, TWICE, tools(), folder, seed=3)
+        folder = tmp_path / str(number)
+        with killed_at_line(number, how, monkeypatch):
+            shrink_by_knapsack(seed_network, TWICE, tools(), folder, seed=3)
         shrink_by_knapsack(seed_network, TWICE, tools(), folder, seed=3)
         assert outcome(folder) == expected, f"killed {how} line {number}"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -499,6 +500,27 @@ class Stop(KeyboardInterrupt):
     pass
 
 
+@contextlib.contextmanager
+def killed_at_line(number: int, how: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A block that ends at a line of the log: ``before`` it is written, when it is ``torn``, or ``after``."""
+    write, count = steps.append_jsonl, 0
+
+    def append(path: Path, row: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        if count != number or how == "after":
+            write(path, row)
+        elif how == "torn":
+            with path.open("a") as file:
+                file.write(json.dumps(row)[:-7])
+        if count == number:
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(steps, "append_jsonl", append)
+        yield
+
+
 def stop_at(number: int, but: str = "") -> Callable[[str], None]:
     """Interrupts in the ``number``-th call of a tool; calls of one may not count."""
     calls = 0
@@ -572,25 +594,10 @@ def test_killed_at_any_line_of_the_log_it_takes_the_same_steps(
 ) -> None:  # fmt: skip
     """The weights of a proposal are written, its line is not, or in part; or no more than that."""
     expected, _, lines, chosen = undisturbed
-    write = steps.append_jsonl
     for number in range(1, lines + 1):
-        folder, written = tmp_path / str(number), 0
-
-        def append(path: Path, row: dict[str, Any], number: int = number) -> None:
-            nonlocal written
-            written += 1
-            if written != number or how == "after":
-                write(path, row)
-            elif how == "torn":
-                with path.open("a") as file:
-                    file.write(json.dumps(row)[:-7])
-            if written == number:
-                raise Stop
-
-        with monkeypatch.context() as patch:
-            patch.setattr(steps, "append_jsonl", append)
-            with pytest.raises(Stop):
-                adapt(seed_network, chosen, tools(), folder, seed=3)
+        folder = tmp_path / str(number)
+        with killed_at_line(number, how, monkeypatch):
+            adapt(seed_network, chosen, tools(), folder, seed=3)
         adapt(seed_network, chosen, tools(), folder, seed=3)
         assert outcome(folder) == expected, f"killed {how} line {number}"
 

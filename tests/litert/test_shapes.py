@@ -84,6 +84,8 @@ CHANGES: dict[str, Callable[[Graph], None]] = {
     "a product of one": fewer(CODE.MUL),
     "a stride of none": lambda graph: setattr(first(graph, CODE.CONV_2D).options, "strideH", 0),
     "no outputs": lambda graph: first(graph, CODE.MUL).outputs.clear(),
+    **{f"a bias of another length, {code}": lambda graph, code=code: first(graph, code).inputs.__setitem__(2, constant([0] * 5))
+       for code in (CODE.CONV_2D, CODE.DEPTHWISE_CONV_2D, CODE.FULLY_CONNECTED)},
     "an axis that is not there": lambda graph: first(graph, CODE.MEAN).inputs.__setitem__(1, constant([9])),
     "an axis that is computed": lambda graph: first(graph, CODE.MEAN).inputs.__setitem__(1, graph.inputs[0]),
 }

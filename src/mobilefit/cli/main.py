@@ -49,9 +49,18 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("jobs.doctor", "DoctorConfig", "Is this machine ready, and are these images usable?"),
 }  # fmt: skip
 
-MACHINE_STATE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
-                 errno.ENAMETOOLONG}  # fmt: skip
-"""Errors of the system that say nothing of the program: a full disk, a folder that cannot be written."""
+_SPACE = "free some space or choose another folder, then run it again"
+_RIGHTS = "choose another folder or file, or allow access to it"
+_OPEN_FILES = "allow more open files: ulimit -n 4096"
+REFUSALS: dict[int, str | None] = {
+    errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS,
+    errno.EMFILE: _OPEN_FILES, errno.ENFILE: _OPEN_FILES, errno.EIO: None, errno.ENAMETOOLONG: None, errno.ELOOP: None,
+    errno.ENOTDIR: None, errno.EISDIR: None, errno.EEXIST: None,
+}  # fmt: skip
+"""Errors of the system that say nothing of the program, with what to do: a full disk, a file where a folder is to be.
+
+Any other may be a defect of ours, above all a file that is missing: those of the user are looked for where they are
+read."""
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -187,12 +196,11 @@ def _answered(words: list[str]) -> int:
         return end.exit_code
     except MobilefitError as error:
         return _fail(error.message, error.hint, error.exit_code)
-    except OSError as error:  # the surroundings: no right to it, a name that is too long, a full disk
-        if error.filename is None and error.errno not in MACHINE_STATE:
+    except OSError as error:
+        if error.errno not in REFUSALS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        hint = "free some space or choose another folder, then run it again" if error.errno in MACHINE_STATE else None
-        return _fail(f"{where}{error.strerror}", hint, 2)
+        return _fail(f"{where}{error.strerror}", REFUSALS[error.errno], 2)
     except (click.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):  # click wraps it
             return _stopped(words, "terminated", TERMINATED)

@@ -65,11 +65,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         InputError: bad data, weights or options, or a target out of reach.
     """
     budget, shrinking = parse_budget(config.latency), parse_shrink(config.shrink)
-    check_method(config)
-    lab.check_positive(delta=config.delta, decay=config.decay, cut=config.cut)
-    if config.tune_steps < 0:
-        raise InputError(f"--tune-steps is {config.tune_steps}, must not be below 0", "0 tunes nothing")
-    device.check_target(config.device, config.benchmark_model)
+    _check(config)
     opened = pretrained.opened(config.weights)
     network = opened.network
     kind = KINDS[network.spec.task]
@@ -95,19 +91,10 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         )  # fmt: skip
         target_ms, folder = budget.of(seed_ms), run.path / config.method
         with run.timed(config.method):
-            if config.method == "knapsack":
-                found = netadapt.shrink_by_knapsack(
-                    network, KnapsackSettings(target_ms=target_ms, margin=lab.MARGIN, cut=config.cut, kinds=shrinking),
-                    tools, folder, seed=config.seed, say=voice, label=voice.label("measuring savings and losses"),
-                )  # fmt: skip
-            else:
-                settings = AdaptSettings(target_ms=target_ms, margin=lab.MARGIN, delta=config.delta,
-                                         decay=config.decay, rule=config.rule, kinds=shrinking)  # fmt: skip
-                found = netadapt.adapt(
-                    network, settings, tools, folder, seed=config.seed, say=voice,
-                    label=voice.label("looking for proposals"),
-                )  # fmt: skip
-    spec = replace(found.spec, name=f"{network.spec.name}_adapted")
+            adapted = lab.shrink(
+                network, settings_for(config, target_ms, shrinking), tools, folder, seed=config.seed, log=voice
+            )
+    spec = replace(adapted.spec, name=f"{network.spec.name}_adapted")
     write_atomic(run.path / "adapted.json", spec.to_json() + "\n")
     save_weights(
         lab.last_step(folder, network), run.path / "model.safetensors",
@@ -116,7 +103,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     record = run.finish({
         "seed": config.seed, "task": kind.task, "method": config.method, "budget_ms": target_ms, "data": kinds.described(data),
         "seed_spec": network.spec.to_dict(), "final_spec": spec.to_dict(),
-        "steps": found.steps, "latency_ms": found.measured_ms,
+        "steps": adapted.steps, "latency_ms": adapted.measured_ms,
     })  # fmt: skip
     _tell(run, config.method, "" if kind.task == "classify" else f" {kind.score}")
     return record
@@ -137,17 +124,31 @@ def parse_shrink(text: str | None) -> tuple[netadapt.Kind, ...] | None:
     return tuple(kind for kind in netadapt.KINDS if kind in names)
 
 
-def check_method(config: AdaptConfig) -> None:
-    """Refuse options that only another method has.
-
-    Raises:
-        InputError: it names them.
-    """
+def _check(config: AdaptConfig) -> None:
+    """What can be wrong with the options before anything is loaded."""
     defaults = {field.name: field.default for field in fields(config)}
     for method, names in OWN_OPTIONS.items():
         changed = [f"--{name}" for name in names if getattr(config, name) != defaults[name]]
         if method != config.method and changed:
             raise InputError(f"{', '.join(changed)} belongs to --method {method}, not {config.method}", "leave it out")
+    lab.check_positive(delta=config.delta, decay=config.decay, cut=config.cut)
+    if config.tune_steps < 0:
+        raise InputError(f"--tune-steps is {config.tune_steps}, must not be below 0", "0 tunes nothing")
+    device.check_target(config.device, config.benchmark_model)
+
+
+def settings_for(
+    config: AdaptConfig, target_ms: float, shrinking: tuple[netadapt.Kind, ...] | None
+) -> AdaptSettings | KnapsackSettings:
+    """The settings of the method that is asked for.
+
+    Args:
+        shrinking: what may shrink; ``None``: what is usual for the network.
+    """
+    common: dict[str, Any] = {"target_ms": target_ms, "margin": lab.MARGIN, "kinds": shrinking}
+    if config.method == "knapsack":
+        return KnapsackSettings(**common, cut=config.cut)
+    return AdaptSettings(**common, delta=config.delta, decay=config.decay, rule=config.rule)
 
 
 def tuning_plan(steps: int, method: Method = "netadapt") -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mobilefit import adapt, device
+from mobilefit.adapt import Adapted, AdaptSettings, KnapsackSettings, Tools
 from mobilefit.arch import NetSpec
 from mobilefit.data import ClassificationData, Preset
 from mobilefit.data.detection import DetectionData
@@ -40,7 +41,7 @@ from mobilefit.train.task import Task
 
 TABLE = "latency_table.json"
 MARGIN = 0.02
-"""How far under the budget NetAdapt's estimate goes, so that the exported file meets it too."""
+"""How far under the budget the estimate of NetAdapt and of the knapsack goes, so that the exported file meets it too."""
 NARROWEST = 8
 PASSES = 3
 PASS_RULE = StopRule(max_seconds=2.0)
@@ -135,8 +136,27 @@ def accuracy(task: Task, network: Network, images: Any, preset: Preset) -> float
     return task.evaluate(network, images, preset).row()[task.score]
 
 
+def shrink(
+    network: Network, settings: AdaptSettings | KnapsackSettings, tools: Tools, folder: Path, *, seed: int, log: Voice
+) -> Adapted:
+    """Shrink a trained network by the method that the settings are of.
+
+    Args:
+        network: not changed.
+        folder: of the log and the weights; what is there is taken up.
+
+    Raises:
+        InputError: the target is out of reach, and the message says what was reached.
+    """
+    if isinstance(settings, KnapsackSettings):
+        return adapt.shrink_by_knapsack(
+            network, settings, tools, folder, seed=seed, say=log, label=log.label("measuring savings and losses")
+        )
+    return adapt.adapt(network, settings, tools, folder, seed=seed, say=log, label=log.label("looking for proposals"))
+
+
 def last_step(folder: Path, seed_network: Network) -> Network:
-    """The network of NetAdapt's last accepted step, with its short-term weights."""
+    """The network of the last accepted step of NetAdapt or the knapsack, with its short-term weights."""
     steps = sorted(folder.glob("step_*.safetensors"))
     return load_network(steps[-1]) if steps else seed_network
 

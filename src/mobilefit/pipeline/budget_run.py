@@ -8,34 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from mobilefit import adapt, report
 from mobilefit.adapt import AdaptSettings, KnapsackSettings
 from mobilefit.arch import NetSpec
-from mobilefit.device import Latency
 from mobilefit.errors import InputError
 from mobilefit.jobs import checks, kinds, lab
+from mobilefit.jobs.folder import PAGE
 from mobilefit.jobs.lab import Trained
-from mobilefit.jobs.model import Exported, export, int8_for_timing
+from mobilefit.jobs.model import export
 from mobilefit.jobs.options import Budget
 from mobilefit.nn import Network, load_network, save_weights
-from mobilefit.nn.weights import rows
 from mobilefit.pipeline import candidates as networks_at
-from mobilefit.pipeline import time_budget
-from mobilefit.pipeline.candidates import SIZES, Candidate, Sizes
+from mobilefit.pipeline import outcome, time_budget
+from mobilefit.pipeline.by_hand import STANDING, ByHand
+from mobilefit.pipeline.candidates import Candidate
 from mobilefit.pipeline.design_run import DesignRun, aim, budget_label
 from mobilefit.pipeline.initial_weights import covers
 from mobilefit.pipeline.race import Rung, Standing, to_dict
 from mobilefit.pipeline.race_task import Entrant, FeatureProbe, Initial, ShrunkWeights, TeacherFile
 from mobilefit.pipeline.time_budget import AdaptPlan, StagePlan
 from mobilefit.train import SoftTargets
-from mobilefit.train.statistics import Difference, bootstrapped, paired
 
-WIDEST = 150
-"""Percent: the largest width multiplier that is compared with."""
-WIDTHS_AROUND = 4
-"""Width multipliers, in hundredths, that are measured on either side of the best guess."""
 TEACHER_MADDS = (1.3, 2.6)
 """Least and most multiply-adds of the larger network, in the student's. A teacher at twice the student's
 resolution taught no better than one at one and a half times (MobileNetV2 at 64 px, photos of clothes)."""
@@ -44,13 +37,6 @@ PROBED = 3
 """With more candidates than this, pretrained ones are first compared by frozen features."""
 AFTER_PROBE, FINALISTS = 4, 3
 """Candidates that go on after the probe, and after the first training."""
-JUDGED_AGAIN = 3
-"""Measurements of a network that seems to be over the budget by less than the noise."""
-
-STANDING = ("resolution", "width")
-"""Kinds of what stands beside the winner, the one that is harder to beat first: the last is the first to be left out."""
-REPORT = "report.html"
-"""The last of a budget's files."""
 
 T = TypeVar("T")
 
@@ -72,10 +58,11 @@ class BudgetRun:
         self.prefix = f"{budget_label(budget)} " if several else ""
         """Of its stages in the run's state."""
         self.aim_ms = aim(budget, budget_ms)
+        self.by_hand = ByHand(design, self.aim_ms, self.stage)
         self.rungs: list[dict[str, Any]] = []
         self.plans: dict[str, Any] = {}
         self.left_out: list[str] = []
-        """Of :data:`STANDING`, what there was no time to train."""
+        """Of :data:`.by_hand.STANDING`, what there was no time to train."""
 
     def run_all(self) -> str:
         """From the candidates to the record; the name of the folder."""
@@ -86,7 +73,7 @@ class BudgetRun:
                      f"{self.budget_ms:.4g} ms): NetAdapt is not needed")  # fmt: skip
         larger = self.larger(ranked)
         entrants = [
-            Entrant(kind=self.kind_of(c, larger), candidate=c, initial=self.initial(c, larger)) for c in ranked
+            Entrant(kind=self.by_hand.kind_of(c, larger), candidate=c, initial=self.initial(c, larger)) for c in ranked
         ]
         shrunk = self.shrunk(larger)
         if shrunk is not None:
@@ -99,7 +86,7 @@ class BudgetRun:
         winner = self.taught(entrants, larger)
         standing = self.standing(winner, larger)
         trained = self.trained([winner, *standing], larger)
-        if not (self.folder / REPORT).exists():  # an earlier call was interrupted in a later budget
+        if not (self.folder / PAGE).exists():  # an earlier call was interrupted in a later budget
             self.finish([] if larger is None else [larger], trained)
         if larger is None:  # the images are no larger: a smaller budget's networks learn from this one
             self.design.larger = replace(trained[0], kind="seed")
@@ -307,57 +294,15 @@ class BudgetRun:
             steps=plan.tune_steps, latency=c.table.predict, confirm=lab.Confirm(base, start_ms, c.phone),
             task=self.task.port,
         )  # fmt: skip
-        if self.config.shrink == "knapsack":
-            result = adapt.shrink_by_knapsack(
-                base, KnapsackSettings(target_ms=self.budget_ms, margin=lab.MARGIN, cut=plan.delta), tools, folder,
-                seed=self.config.seed, say=self.log, label=self.log.label("measuring savings and losses"),
-            )  # fmt: skip
-        else:
-            settings = AdaptSettings(
-                target_ms=self.budget_ms, margin=lab.MARGIN, delta=plan.delta, rule=self.config.rule
-            )
-            result = adapt.adapt(
-                base, settings, tools, folder, seed=self.config.seed, say=self.log,
-                label=self.log.label("looking for proposals"),
-            )  # fmt: skip
+        target: dict[str, Any] = {"target_ms": self.budget_ms, "margin": lab.MARGIN}
+        settings = (
+            KnapsackSettings(**target, cut=plan.delta) if self.config.shrink == "knapsack"
+            else AdaptSettings(**target, delta=plan.delta, rule=self.config.rule)
+        )  # fmt: skip
+        result = lab.shrink(base, settings, tools, folder, seed=self.config.seed, log=self.log)
         return replace(result.spec, name=f"{base.spec.name}_adapted")
 
     # ---- the finals, and what stands beside the winner
-
-    def kind_of(self, candidate: Candidate, larger: Trained | None) -> str:
-        """What a candidate is called in the record."""
-        if larger is not None:
-            if candidate.origin != "head" and covers(larger.network.spec, candidate.spec):
-                return "resolution" if same_widths(candidate.spec, larger.network.spec) else "width"
-            return "candidate"
-        full, _ = self.by_hand(candidate, None)
-        if candidate.origin == "family" and candidate.spec != full:
-            if same_widths(candidate.spec, full):
-                return "resolution"
-            if candidate.spec.image_shape == full.image_shape:
-                return "width"
-        fixed = self.config.named is not None and self.config.resolution is not None
-        return "seed" if fixed else "candidate"
-
-    def by_hand(self, candidate: Candidate, larger: Trained | None) -> tuple[NetSpec, Sizes]:
-        """The network that a user would scale by hand in a candidate's place, and it at the smaller sizes.
-
-        It is the larger network, or without one the candidate's family at its full width and size. Beside a searched
-        network it is the hand-made one that the search is to beat.
-        """
-        c = self.design
-        family = [network for network in c.networks if network.origin == "family"]
-        if larger is not None and larger.label != "searched":
-            full = larger.network.spec
-            base = next((n for n in family if same_widths(n.spec, full)), Sizes(spec=full, weights=None, sizes=()))
-        else:
-            hand_made = Sizes(spec=c.reference, weights=None, sizes=(c.reference.image_shape[0],))
-            relatives = [n for n in family if larger is None and rows(n.spec) == rows(candidate.spec)]
-            base = max(relatives, key=lambda network: network.spec.cost().params, default=hand_made)
-            full = base.at(max(base.sizes))
-        sizes = tuple(size for size in SIZES if size < full.image_shape[0])
-        measured = {size: base.measured[size] for size in sizes if size in base.measured}
-        return full, replace(base, sizes=sizes, measured=measured)
 
     def taught(self, entrants: list[Entrant], larger: Trained | None) -> Entrant:
         """The winner: after a short training, taught by the larger network."""
@@ -385,20 +330,22 @@ class BudgetRun:
 
         What there is no time to train beside the winner is left out, and that is said.
         """
-        full, smaller = self.by_hand(winner.candidate, larger)
+        full, smaller = self.by_hand.full_network(winner.candidate, larger)
         if winner.candidate.spec == full:
             return []
-        kinds = [kind for kind in STANDING if kind != winner.kind]
+        others = [kind for kind in STANDING if kind != winner.kind]
         most = self.stage("plan standing", lambda: self.affordable_beside(
-            winner.candidate, len(kinds), self.design.soft_targets(larger)
+            winner.candidate, len(others), self.design.soft_targets(larger)
         ))
         entrants: list[Entrant] = []
-        for kind in kinds:
+        for kind in others:
             if len(entrants) == most:
                 self.left_out.append(kind)
                 continue
-            make = self.lower_resolution if kind == "resolution" else self.scaled_width
-            candidate = make(full, smaller, winner.candidate)
+            if kind == "resolution":
+                candidate = self.by_hand.lower_resolution(smaller, winner.candidate)
+            else:
+                candidate = self.by_hand.scaled_width(full, smaller.weights, winner.candidate)
             if candidate is not None and candidate.spec.id != winner.candidate.spec.id:
                 entrants.append(Entrant(kind=kind, candidate=candidate, initial=self.initial(candidate, larger)))
         if self.left_out:
@@ -415,56 +362,6 @@ class BudgetRun:
             self.left(), seeds * c.step_seconds(winner.spec, teacher), c.per_epoch,
             time_budget.export_seconds(seeds, self.budget_ms, len(self.data.test)),
         ))  # fmt: skip
-
-    def lower_resolution(self, full: NetSpec, smaller: Sizes, winner: Candidate) -> Candidate | None:
-        """The largest of the smaller sizes that is within the budget; ``None``: none is.
-
-        What was not measured yet is measured beside the winner, whose latency takes out how much slower the machine
-        became.
-        """
-        c = self.design
-
-        def measure(specs: Sequence[NetSpec]) -> list[float]:
-            own, *latencies = c.measure([winner.spec, *specs])
-            return [latency_ms * winner.latency_ms / own for latency_ms in latencies]
-
-        def measured_sizes() -> dict[str, Any]:
-            ms_per_madd = winner.latency_ms / winner.spec.cost().madds
-            networks_at.measure_sizes([smaller], [self.aim_ms], measure, ms_per_madd=ms_per_madd)
-            return smaller.to_dict()
-
-        sizes = Sizes.from_dict(self.stage("resolution", measured_sizes))
-        return next(iter(networks_at.within([sizes], self.aim_ms)), None)
-
-    def scaled_width(self, full: NetSpec, smaller: Sizes, winner: Candidate) -> Candidate:
-        """The network by the width multiplier that comes nearest in measured latency, at its full size.
-
-        A larger network above the reference's size is scaled at that: it is larger to teach, and by the width alone
-        nothing would be left of it.
-        """
-        if full.image_shape[0] > self.design.reference.image_shape[0]:
-            full = full.resolution(*self.design.reference.image_shape)
-        spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(full, winner)))
-        inherits = covers(full, spec)
-        return Candidate(
-            spec=spec, latency_ms=winner.latency_ms, origin="width", weights=smaller.weights if inherits else None,
-            whole=full,
-        )  # fmt: skip
-
-    def same_latency(self, full: NetSpec, winner: Candidate) -> dict[str, Any]:
-        """A network scaled in width to a candidate's latency."""
-        c = self.design
-        goal = winner.latency_ms
-        low, high = 5, WIDEST  # percent; narrower below, wider above the goal
-        while high - low > 1:
-            middle = (low + high) // 2
-            narrower = c.measure([full.width(middle / 100)])[0] <= goal
-            low, high = (middle, high) if narrower else (low, middle)
-        around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
-        near = list({s.id: s for s in (full.width(w / 100) for w in around)}.values())
-        goal, *latencies = c.measure([winner.spec, *near])
-        best = min(range(len(near)), key=lambda i: abs(latencies[i] - goal))
-        return near[best].to_dict()
 
     def trained(self, entrants: Sequence[Entrant], larger: Trained | None) -> list[Trained]:
         """The winner and what stands beside it after full trainings, all of the same length."""
@@ -501,8 +398,8 @@ class BudgetRun:
         entries = [*larger, *trained]
         with c.run.timed(f"{self.prefix}export and measure"):
             files = [export(e.network, self.data, e.preset, seed=self.config.seed) for e in entries]
-            order = self.best_first(entries, trained)
-            best, latencies, judged_ms = self.within_budget(order, files)
+            order = outcome.best_first(c, entries, trained)
+            best, latencies, judged_ms = outcome.within_budget(c, self.budget_ms, order, files)
             names = lab.write_files(self.folder, files[best])
             parity = checks.compare(
                 entries[best].network,
@@ -532,103 +429,12 @@ class BudgetRun:
                 "epochs": self.plans["full"]["epochs"], "taught": c.soft_targets(c.larger) is not None,
             },
             "results": [row for row, _ in results],
-            "verdict": self.verdict(entries, [evaluation for _, evaluation in results], best),
+            "verdict": outcome.verdict(c, entries, [evaluation for _, evaluation in results], best, self.left_out),
             "final": {
                 **results[best][0], **self.task.record(results[best][1], self.data),
                 "judged_ms": judged_ms, "latency_float": in_float.to_dict(), "files": names, "parity": parity,
             },
-            "layers": self.layers(seed_spec, final_spec),
+            "layers": outcome.layers(c, seed_spec, final_spec),
         }  # fmt: skip
         c.run.finish_part(self.folder, record)
         report.write_report(self.folder)
-
-    def best_first(self, entries: Sequence[Trained], trained: Sequence[Trained]) -> list[int]:
-        """Places of the networks that may be exported, the best on held-out images first.
-
-        Labels are compared by the mean over their seeds, and of a label's networks the best is taken. Where the user
-        fixed the resolution, a lower one is there to compare with and not to be exported.
-        """
-        c = self.design
-        trained = [e for e in trained if self.config.resolution in (None, e.network.spec.image_shape[0])]
-        losses = {
-            id(e): adapt.judge(self.task.port, e.network, c.held_out, e.preset).losses.mean() for e in trained
-        }  # fmt: skip
-        means = {
-            label: float(np.mean([losses[id(e)] for e in trained if e.label == label]))
-            for label in {e.label for e in trained}
-        }
-        ranked = sorted(trained, key=lambda e: (means[e.label], losses[id(e)]))
-        return [next(i for i, other in enumerate(entries) if other is e) for e in ranked]
-
-    def within_budget(
-        self, order: Sequence[int], files: Sequence[Exported]
-    ) -> tuple[int, list[Latency], float]:
-        """The best network that is within the budget, everybody's latency, and the best one's judged latency.
-
-        The files are timed beside the reference. Where that is slower than when the budget was set, so is the
-        machine, and the latencies are judged as if it were not. What seems to be over the budget is timed
-        again: a neighbour on the machine makes a network slower, never faster. The next best takes the place of
-        one that is really over.
-        """
-        c = self.design
-        blobs = [int8_for_timing(c.reference), *(file.int8 for file in files)]
-        latencies: list[Latency] = []
-        judged: list[float] = []
-        for _ in range(1 + JUDGED_AGAIN):
-            reference, *again = lab.side_by_side(blobs, c.phone)
-            slower = max(1.0, reference.median_ms / c.reference_ms)
-            latencies = [min(pair, key=lambda x: x.median_ms) for pair in zip(latencies or again, again)]
-            judged = [min(pair) for pair in zip(judged or [np.inf] * len(again), (x.median_ms / slower for x in again))]
-            if judged[order[0]] <= self.budget_ms:
-                break
-        best = next((i for i in order if judged[i] <= self.budget_ms), order[0])
-        if best != order[0]:
-            self.log(
-                f"the best network takes {judged[order[0]]:.4g} ms and is over the budget of "
-                f"{self.budget_ms:.4g} ms: the next best takes its place"
-            )
-        return best, latencies, judged[best]
-
-    def verdict(self, entries: Sequence[Trained], evaluations: Sequence[Any], best: int) -> dict[str, Any]:
-        """The exported network against what stands beside it, on the test images: paired differences."""
-        own = entries[best]
-        against = []
-        for kind in STANDING:
-            pairs = [
-                (first, second)
-                for i, first in enumerate(evaluations) if entries[i].label == own.label
-                for j, second in enumerate(evaluations)
-                if entries[j].kind == kind and entries[j].seed == entries[i].seed
-            ]  # fmt: skip
-            if kind == own.kind or not pairs:
-                continue
-            difference = self.difference(pairs)
-            label = next(e.label for e in entries if e.kind == kind)
-            against.append({
-                "kind": kind, "label": label, "points": 100 * difference.mean, "error": 100 * difference.error,
-                "seeds": len(pairs),
-            })  # fmt: skip
-        return {"kind": own.kind, "label": own.label, "against": against, "left_out": self.left_out}
-
-    def difference(self, pairs: Sequence[tuple[Any, Any]]) -> Difference:
-        """The score of the first evaluations above that of the second, by image of the test set."""
-        test = self.data.test
-        if self.task.task != "classify":
-            return bootstrapped([(a.outcomes(test), b.outcomes(test)) for a, b in pairs], len(test))
-        right = [np.stack([e.predictions == test.labels for e in side]) for side in zip(*pairs)]
-        return paired(*(side.astype(np.float64) for side in right))
-
-    def layers(self, before: NetSpec, after: NetSpec) -> dict[str, Any] | None:
-        """Milliseconds of each block before and after, where a latency table was made."""
-        c = self.design
-        if not c.table.path.exists():
-            return None
-        c.table.fitted(after, self.log)
-        return {"before": c.table.layer_rows(before), "after": c.table.layer_rows(after)}
-
-
-def same_widths(spec: NetSpec, other: NetSpec) -> bool:
-    """Whether two networks differ in resolution alone, or in what comes with pretrained weights."""
-    return replace(other, name="", input_size=spec.input_size, input_width=spec.input_width) == replace(
-        spec, name="", padding=other.padding, norm=other.norm
-    )

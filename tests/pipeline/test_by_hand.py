@@ -1,0 +1,65 @@
+"""What a user could do by hand in the winner's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mobilefit.arch import FAMILY, NetSpec
+from mobilefit.pipeline.by_hand import ByHand
+from mobilefit.pipeline.candidates import Candidate, Sizes
+
+SMALL = FAMILY["mobilenet_v3_small"].classes(3)
+
+
+def milliseconds(spec: NetSpec) -> float:
+    """A latency that grows with the multiply-adds."""
+    return spec.cost().madds / 1e6
+
+
+def by_hand(aim_ms: float, *, slower: float = 1.0) -> ByHand:
+    def measure(specs: Sequence[NetSpec]) -> list[float]:
+        return [slower * milliseconds(spec) for spec in specs]
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        return work()
+
+    design: Any = SimpleNamespace(reference=SMALL.resolution(64), measure=measure)
+    return ByHand(design, aim_ms, stage)
+
+
+def winner(spec: NetSpec) -> Candidate:
+    return Candidate(spec=spec, latency_ms=milliseconds(spec))
+
+
+@pytest.mark.parametrize("size", [48, 64, 96, 224])
+def test_a_network_above_the_references_size_is_scaled_at_that(size: int) -> None:
+    """A teacher at 224 px would have to lose nearly all its channels to be as fast as a network for 64 px."""
+    best = winner(SMALL.width(0.75).resolution(48))
+    scaled = by_hand(best.latency_ms).scaled_width(SMALL.resolution(size), "small.pth", best)
+    assert scaled.spec.image_shape == (min(size, 64),) * 2
+    assert milliseconds(scaled.spec) == pytest.approx(best.latency_ms, rel=0.06)
+    assert scaled.weights == "small.pth" and scaled.whole == SMALL.resolution(min(size, 64))
+
+
+def test_a_wider_network_has_no_weights_of_the_full_one() -> None:
+    best = winner(SMALL.width(1.25).resolution(64))
+    scaled = by_hand(best.latency_ms).scaled_width(SMALL.resolution(64), "small.pth", best)
+    assert scaled.weights is None and scaled.spec.cost().params > SMALL.cost().params
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_the_largest_size_within_the_budget_whatever_the_machine_does_meanwhile(slower: float) -> None:
+    best = winner(SMALL.width(0.75).resolution(64))
+    smaller = Sizes(spec=SMALL, weights=None, sizes=(32, 40, 48, 56), measured={})
+    lower = by_hand(1.01 * milliseconds(SMALL.resolution(48)), slower=slower).lower_resolution(smaller, best)
+    assert lower is not None and lower.spec == SMALL.resolution(48)
+
+
+def test_no_size_within_the_budget() -> None:
+    best = winner(SMALL.width(0.35).resolution(32))
+    smaller = Sizes(spec=SMALL, weights=None, sizes=(32, 40), measured={})
+    assert by_hand(0.5 * milliseconds(SMALL.resolution(32))).lower_resolution(smaller, best) is None
