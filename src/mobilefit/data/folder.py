@@ -11,8 +11,8 @@ Two layouts are read:
 Parts may have other names; what is no folder of class folders is refused: see ``mobilefit.data.layout``.
 
 Images may lie deeper inside a class folder; a folder of masks beside one of images there is not read, and counted.
-A ``test`` of images without class folders, as competitions give it out, is left aside. Hidden files, what systems put beside files (``layout.JUNK``) and
-files without an image's extension (``EXTENSIONS``) are ignored; of the latter those that may be pictures are
+A ``test`` of images without class folders, as competitions give it out, is left aside. Hidden files, what systems
+put beside files (``layout.JUNK``) and files without an image's extension (``EXTENSIONS``) are ignored; of the latter those that may be pictures are
 counted. Classes and files are taken in sorted order. Folders named by WordNet
 ids get readable class names, and ImageNet's flat ``val`` is read too: see ``mobilefit.data.imagenet``.
 

@@ -254,14 +254,14 @@ def _class_notes(root: Path, names: Sequence[str]) -> Iterator[str]:
         )
     if lone:
         yield f"{_listed(lone)} in {root}: taken for a class, not for a part of the data set"
-    if several:
+    if several := [name for name in several if len(without_masks(deeper[name])) > 1]:
         yield (f"{_listed(several)} in {root}: taken for classes; the folders in them ({_listed(deeper[several[0]])}) "
                "are not told apart")  # fmt: skip
 
 
 def _branches(folder: Path) -> tuple[Path, list[str]]:
     """The folder at or below this one where there is more than one folder of images, and their names."""
-    names = [name for name in without_masks(subfolders(folder)) if _holds_image(folder / name)]
+    names = [name for name in subfolders(folder) if _holds_image(folder / name)]
     if len(names) == 1 and not any(_images(folder)):
         return _branches(folder / names[0])
     return folder, names
