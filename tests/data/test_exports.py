@@ -141,6 +141,45 @@ def test_yolos_classes_may_stand_in_a_text_file(tmp_path: Path, file: str) -> No
     assert data.classes == ("cat", "dog") and len(data.train) == 8 and data.skipped == ()
 
 
+def test_exports_of_cvat_label_studio_and_darknet(tmp_path: Path) -> None:
+    for folder, names in (("obj_train_data", "obj.names"), ("train", "train/_darknet.labels")):
+        root = tmp_path / folder
+        for part, count in ((folder, 6), (folder.replace("train", "valid"), 3)):
+            fill(root, part, part, "txt", label(1), count)
+        (root / names).write_text("cat\ndog\n")
+        data = load_detection(root, holdout=0)
+        assert data.classes == ("cat", "dog") and (len(data.train), len(data.test)) == (6, 3) and first_box(data) == list(BOX)
+    fill(tmp_path / "studio", "images", "labels", "txt", label(1), 10)
+    (tmp_path / "studio/classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "studio/notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {"version": "1.0"}}')
+    assert len(load_detection(tmp_path / "studio", holdout=0).train) == 8
+    fill(tmp_path / "voc", "train", "train", "xml", annotation(), 10)
+    (tmp_path / "voc/dataset_info.json").write_text('{"description": "ours", "images": 10}')
+    assert load_detection(tmp_path / "voc").classes == ("cat",)
+
+
+@pytest.mark.parametrize("shape", ["[2, 2]", "[2, 3]", "\n- 2\n- 2"])
+def test_yolos_poses_are_read_by_their_boxes(tmp_path: Path, shape: str) -> None:
+    points = "0.3 0.3 0.9 0.95" if "2, 2" in shape or "-" in shape else "0.3 0.3 2 0.9 0.95 1"
+    fill(tmp_path, "images", "labels", "txt", f"{label(1).strip()} {points}\n", 10)
+    (tmp_path / "data.yaml").write_text(f"kpt_shape: {shape}\nnames: [cat, dog]\n")
+    assert first_box(load_detection(tmp_path, holdout=0)) == list(BOX)
+
+
+@pytest.mark.parametrize("form", ["images/{0}|labels/{0}", "{0}/images|{0}/labels"])
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_part_of_yolo_without_labels_is_left_aside_and_told(tmp_path: Path, form: str, part: str) -> None:
+    for name, first in (("train", 0), (part, 50)):
+        fill(tmp_path, *form.format(name).split("|"), "txt", label(0), 8, first)
+    for path in (tmp_path / form.format(part).split("|")[1]).iterdir():
+        path.unlink()
+    (tmp_path / form.format(part).split("|")[1]).rmdir()
+    (tmp_path / "classes.txt").write_text("cat\n")
+    data = load_detection(tmp_path)
+    assert len(data.train) + len(data.holdout) + len(data.test) == 8
+    assert any("left aside: its 8 pictures have no labels" in note and part in note for note in data.notes)
+
+
 def test_yolos_polygons_and_images_without_labels(tmp_path: Path) -> None:
     fill(tmp_path, "images", "labels", "txt", f"0 {2 / 24} {3 / 20} {12 / 24} {5 / 20} {4 / 24} {11.5 / 20}\n", 8)
     (tmp_path / "classes.txt").write_text("cat\n")

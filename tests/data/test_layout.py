@@ -155,6 +155,22 @@ def test_class_folders_are_no_boxes_and_no_masks(tmp_path: Path) -> None:
         load_detection(masks)
 
 
+def test_masks_beside_a_classs_images_are_not_read_and_counted(tmp_path: Path) -> None:
+    data = load(fill(tmp_path / "set", "covid/images", "covid/masks", "normal/images", "normal/masks"))
+    assert data.classes == ("covid", "normal")
+    names = [name for part in (data.train, data.holdout, data.test) for name in part.names]
+    assert len(names) == 8 and {Path(name).parent.name for name in names} == {"images"}
+    (note,) = data.notes
+    assert note.startswith("8 ") and "masks" in note
+
+
+@pytest.mark.parametrize("test", ["test", "test/test"])
+def test_a_test_part_without_classes_is_left_aside(tmp_path: Path, test: str) -> None:
+    data = load(fill(tmp_path / "set", "train/a", "train/b", test))
+    assert data.classes == ("a", "b") and any("test" in note and "left aside" in note for note in data.notes)
+    assert {Path(name).parents[1].name for name in data.test.names} == {"train"}
+
+
 def test_classes_that_differ_in_capitals_are_told(tmp_path: Path) -> None:
     fill(tmp_path / "set", "Cat", "cat")
     if len(list((tmp_path / "set").iterdir())) == 2:  # capitals make a difference here

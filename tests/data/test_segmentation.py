@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from mobilefit.data import segmentation as segmentation_module
 from mobilefit.data.masks import IGNORED
@@ -265,6 +265,64 @@ def test_palette_masks_are_read_by_their_indices(root: Path) -> None:
     data = load_segmentation(root)
     assert len(data.classes) == 3
     assert all(np.array_equal(labels_of(data.test, stem), mask(int(stem))) for stem in ("100", "101"))
+
+
+COLOURS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+LINES = "ground 0 0 0\nred 128 0 0\ngreen 0 128 0\n"
+
+
+def own_palettes(root: Path, kind: str) -> None:
+    """Masks of colours, each with the colours that it has in an order of its own, as programs save few colours."""
+    for path in sorted(root.rglob("labels/*.png")):
+        labels = mask(int(path.stem))
+        order = np.roll(np.arange(3), int(path.stem) % 3)
+        image = Image.fromarray(np.argsort(order).astype(np.uint8)[labels]).convert("P")
+        image.putpalette(COLOURS[order].tobytes())
+        path.unlink()
+        image.save(path.with_suffix(kind), optimize=False)
+
+
+@pytest.mark.parametrize("kind", [".png", ".gif"])
+def test_palettes_of_the_files_own_are_read_by_their_colours_or_refused(root: Path, kind: str) -> None:
+    own_palettes(root, kind)
+    with pytest.raises(InputError, match=r"value \d is \(.*do not mean the same; write .*classes.txt"):
+        load_segmentation(root)
+    data = _with_classes(root, LINES)
+    assert data.classes == ("ground", "red", "green")
+    assert all(np.array_equal(labels_of(data.test, stem), mask(int(stem))) for stem in ("100", "101", "102"))
+    assert len(_with_classes(root, "a\nb\nc").classes) == 3  # who lists values alone goes by them
+
+
+def test_a_palette_and_lines_of_another_order_agree_on_the_colours(root: Path) -> None:
+    for path in root.rglob("labels/*.png"):
+        image = Image.open(path).convert("P")
+        image.putpalette(COLOURS.tobytes())
+        image.save(path)
+    data = _with_classes(root, "green 0 128 0\nground 0 0 0\nred 128 0 0")
+    assert np.array_equal(labels_of(data.test, "100"), np.array([1, 2, 0])[mask(100)])
+    with pytest.raises(InputError, match=r"gives value 0 the colour \(0, 0, 0\), which is that of another class"):
+        _with_classes(root, "red 128 0 0\nground 0 0 0\nother")
+    other_colours = _with_classes(root, "ground 9 9 9\nred 8 8 8\ngreen 7 7 7")  # of something else: the values count
+    assert np.array_equal(labels_of(other_colours.test, "100"), mask(100))
+
+
+@pytest.mark.parametrize("kind, options, lossy", [
+    (".webp", {"quality": 80}, True), (".webp", {"lossless": True}, False), (".webp", {"lossless": True, "exif": b"Exif\0\0"}, False),
+    (".tif", {"compression": "jpeg"}, True), (".tif", {"compression": "tiff_lzw"}, False), (".tif", {}, False),
+    (".jp2", {"irreversible": True}, True), (".jp2", {}, False),
+])  # fmt: skip
+def test_masks_that_were_compressed_with_losses_are_bad(
+    root: Path, kind: str, options: dict[str, object], lossy: bool
+) -> None:
+    if kind == ".jp2" and not features.check("jpg_2000"):
+        pytest.skip("this Pillow has no JPEG 2000")
+    path = root / "train/labels/003.png"
+    path.unlink()
+    image = Image.fromarray(mask(3))
+    (image.convert("RGB") if kind == ".webp" else image).save(path.with_suffix(kind), **options)
+    data = load_segmentation(root)
+    assert [("changes labels" in file.why, Path(file.path).stem) for file in data.skipped] == [(True, "003")] * lossy
+    assert len(data.classes) == 3
 
 
 def test_16_bit_masks_are_read(root: Path) -> None:

@@ -79,6 +79,18 @@ def find(root: Path) -> dict[str, File]:
     return parts or _by_any_word(files)
 
 
+def is_other(files: dict[str, File]) -> bool:
+    """Whether there is one file alone whose name tells no part and which lists no images with annotations: notes."""
+    path = next(iter(files.values())).path
+    if len(files) > 1 or _PART.search(path.stem.lower()) or path.name == ROBOFLOW:
+        return False
+    try:
+        data = read_bytes(path)
+    except OSError:
+        return False
+    return not (b'"images"' in data and b'"annotations"' in data) and b"\0" not in data[:4]  # UTF-16 has zeros
+
+
 def _by_any_word(files: Sequence[File]) -> dict[str, File]:
     """Files whose names tell the part elsewhere than at their beginning: ``annotations_train.json``."""
     parts: dict[str, File] = {}

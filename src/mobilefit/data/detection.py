@@ -263,12 +263,15 @@ def _annotations(root: Path) -> Annotations:
         raise InputError(f"{root} is not a folder", _LAYOUTS)
     if found := voc.find(root):
         return voc.read(*found)
-    if files := coco.find(root):
+    files = coco.find(root)
+    if files and not coco.is_other(files):
         return coco.read(root, files)
     if found := voc.find_elsewhere(root):
         return voc.read(*found)
     if labels := yolo.find(root):
         return yolo.read(root, labels)
+    if files:
+        return coco.read(root, files)  # says what it lacks
     if other := layout.fitting(root, "detect"):
         what, command = other
         raise InputError(f"{root} holds no annotations that are known: {what}", f"{command}, or {_LAYOUTS}")

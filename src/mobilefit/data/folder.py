@@ -10,8 +10,9 @@ Two layouts are read:
 
 Parts may have other names; what is no folder of class folders is refused: see ``mobilefit.data.layout``.
 
-Images may lie deeper inside a class folder. Hidden files, what systems put beside files (``layout.JUNK``) and
-files without an image's extension (``EXTENSIONS``) are ignored; of the latter those that may be pictures are
+Images may lie deeper inside a class folder; a folder of masks beside one of images there is not read, and counted.
+A ``test`` of images without class folders, as competitions give it out, is left aside. Hidden files, what systems
+put beside files (``layout.JUNK``) and files without an image's extension (``EXTENSIONS``) are ignored; of the latter those that may be pictures are
 counted. Classes and files are taken in sorted order. Folders named by WordNet
 ids get readable class names, and ImageNet's flat ``val`` is read too: see ``mobilefit.data.imagenet``.
 
@@ -58,7 +59,14 @@ from mobilefit.data.images import (
     look_at,
     worker_count,
 )
-from mobilefit.data.layout import class_parts, is_junk, may_be_picture, passed_over, subfolders
+from mobilefit.data.layout import (
+    class_parts,
+    is_junk,
+    may_be_picture,
+    passed_over,
+    subfolders,
+    without_masks,
+)
 from mobilefit.data.lazy import BAD_FRACTION, LazyFileSource, too_many_bad
 from mobilefit.data.names import check_class_names, spelling
 from mobilefit.data.splits import stratified
@@ -218,8 +226,14 @@ def image_files(folder: Path, others: list[str] | None = None) -> list[Path]:
     return [Path(entry.path) for entry in _walked(str(folder), others)]
 
 
-def _walked(folder: str, others: list[str] | None = None, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """Image files under a folder in the order of their paths; links are followed, but for circles."""
+def _walked(
+    folder: str, others: list[str] | None = None, above: tuple[str, ...] = (), masks: bool = True
+) -> Iterator[os.DirEntry[str]]:
+    """Image files under a folder in the order of their paths; links are followed, but for circles.
+
+    Args:
+        masks: whether a folder of masks beside one of images is read; else its files go to ``others``.
+    """
     here = os.path.realpath(folder)
     if here in above:
         return
@@ -228,9 +242,14 @@ def _walked(folder: str, others: list[str] | None = None, above: tuple[str, ...]
             found = sorted((e for e in entries if not is_junk(e.name)), key=lambda e: e.name)
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
+    folders = [entry.name for entry in found if entry.is_dir()]
+    read = set(folders if masks else without_masks(folders))
     for entry in found:
-        if entry.is_dir():
-            yield from _walked(entry.path, others, (*above, here))
+        if entry.name in read:
+            yield from _walked(entry.path, others, (*above, here), masks)
+        elif entry.is_dir():
+            if others is not None:
+                others += [one.path for one in _walked(entry.path)]
         elif entry.name.lower().endswith(EXTENSIONS):
             if entry.is_file() or entry.is_symlink():
                 yield entry
@@ -303,7 +322,7 @@ def _found(place: tuple[Path, LabelOf]) -> _Files:
     folder, label_of = place
     labels, sizes, names, skip = [], [], [], len(str(folder)) + 1
     others: list[str] = []
-    for entry in _walked(str(folder), others):
+    for entry in _walked(str(folder), others, masks=False):
         label = label_of(entry.name)
         if label is not None:
             labels.append(label)

@@ -174,6 +174,8 @@ def class_parts(root: Path) -> ClassParts:
         return ClassParts({"train": root}, (*_class_notes(root, names), *_alike(root)))
     if "test" in parts and imagenet.is_test(root / parts["test"]):
         del parts["test"]  # its classes were never published
+    elif "test" in parts and _is_bare(root / parts["test"]):
+        del parts["test"]  # a competition's, whose classes are not given out
     if "val" in parts and "test" not in parts:
         parts["test"] = parts.pop("val")
     notes = []
@@ -200,6 +202,14 @@ def _is_class(root: Path, names: Sequence[str], parts: dict[str, str]) -> bool:
     others = [name for name in names if name not in parts.values()]
     train = root / parts["train"]
     return len(parts) == 1 and bool(others) and not subfolders(train) and _holds_image(train)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether it holds images and no class folders; in the only folder in it, where there is one (``test/test``)."""
+    inside = subfolders(folder)
+    if len(inside) == 1 and not any(_images(folder)) and _words(inside[0])[0] == "test":
+        return _is_bare(folder / inside[0])
+    return not inside and any(_images(folder)) and not imagenet.is_validation(folder)
 
 
 def _inner(folder: Path) -> Path:
@@ -244,7 +254,7 @@ def _class_notes(root: Path, names: Sequence[str]) -> Iterator[str]:
         )
     if lone:
         yield f"{_listed(lone)} in {root}: taken for a class, not for a part of the data set"
-    if several:
+    if several := [name for name in several if len(without_masks(deeper[name])) > 1]:
         yield (f"{_listed(several)} in {root}: taken for classes; the folders in them ({_listed(deeper[several[0]])}) "
                "are not told apart")  # fmt: skip
 
@@ -255,6 +265,12 @@ def _branches(folder: Path) -> tuple[Path, list[str]]:
     if len(names) == 1 and not any(_images(folder)):
         return _branches(folder / names[0])
     return folder, names
+
+
+def without_masks(folders: Sequence[str]) -> list[str]:
+    """The names of a class's folders but those of masks beside one of images, which are no images of the class."""
+    pictured = any(name.lower() in IMAGE_FOLDERS for name in folders)
+    return [name for name in folders if not (pictured and name.lower() in TRUTH_FOLDERS)]
 
 
 def _only(name: str, words: frozenset[str]) -> bool:

@@ -89,6 +89,8 @@ class RawMask(NamedTuple):
 
     codes: Codes
     coloured: bool
+    palette: Mapping[int, int] = {}
+    """The colours, as in ``Codes``, that the file's own palette gives its values; empty without one."""
 
 
 def read_classes(path: Path) -> tuple[Row, ...]:
@@ -197,7 +199,7 @@ def labelled(rows: Sequence[Row], ignore: Iterable[int] = ()) -> Labels:
         label = IGNORED if left_out else len(kept)
         values[row.value] = label
         if row.colour is not None:
-            colours[_code(*row.colour)] = label
+            colours[code_of(*row.colour)] = label
         kept += [row] * (not left_out)
     palette = tuple(row.colour for row in kept if row.colour is not None)
     return Labels(
@@ -214,17 +216,17 @@ def decode_mask(data: bytes, *, coloured: bool = False) -> RawMask:
     Args:
         data: the file's content.
         coloured: colours are known: a colour picture that shows grey alone is one of colours then,
-            and not one of values.
+            and not one of values, and so is a picture with a palette.
 
     Raises:
-        BadImageError: empty, not an image, truncated, a JPEG, or of a kind that holds no labels.
+        BadImageError: empty, not an image, truncated, compressed with losses, or of a kind that holds no labels.
     """
     if not data:
         raise BadImageError("empty file")
     try:
         file: Image.Image = open_picture(io.BytesIO(data))
-        if file.format == "JPEG":
-            raise BadImageError("a JPEG, whose compression changes labels; masks must be PNG")
+        if lossy := _lossy(file, data):
+            raise BadImageError(f"a {lossy}, whose compression changes labels; masks must be PNG")
         file.load()
     except UnidentifiedImageError as error:
         raise BadImageError("not an image") from error
@@ -234,7 +236,26 @@ def decode_mask(data: bytes, *, coloured: bool = False) -> RawMask:
         raise BadImageError(f"cannot be decoded: {error}") from error
     if file.mode in ("RGB", "RGBA"):
         return _of_colours(np.asarray(file)[..., :3], coloured)
-    return RawMask(_values(file, data), False)
+    values, palette = _values(file, data), {}
+    if file.mode in ("P", "PA"):
+        colours = np.array(file.getpalette("RGB") or [], np.int32).reshape(-1, 3) @ [1 << 16, 1 << 8, 1]
+        palette = {value: int(colours[value]) for value in np.unique(values).tolist() if value < len(colours)}
+        if coloured and values.max() < len(colours):
+            return RawMask(colours.astype(np.int32)[values], True, palette)
+    return RawMask(values, False, palette)
+
+
+def _lossy(file: Image.Image, data: bytes) -> str:
+    """The kind of a picture whose pixels are not what was saved; empty: they are."""
+    kind = file.format or ""
+    if kind == "TIFF":
+        return "TIFF with JPEG inside" if "jpeg" in str(file.info.get("compression")) else ""
+    if kind == "WEBP":  # in a RIFF file the pictures are chunks named VP8L, without losses, or VP8
+        return "" if re.match(rb"RIFF....WEBP(?:VP8L|VP8X.*VP8L)", data, re.DOTALL) else "WebP with losses"
+    if kind == "JPEG2000":  # its coding style says which wavelet: 0 is the irreversible one
+        style = data.find(b"\xff\x52")
+        return "JPEG 2000 with losses" if style >= 0 and data[style + 13 : style + 14] == b"\0" else ""
+    return kind if kind in ("JPEG", "MPO", "AVIF", "HEIF") else ""
 
 
 def _of_colours(pixels: Pixels, coloured: bool) -> RawMask:
@@ -262,7 +283,8 @@ def _stretch(file: Image.Image, data: bytes) -> int:
     return {2: 85, 4: 17}.get(depth, 1) if file.format == "PNG" and kind == 0 else 1
 
 
-def _code(red: int, green: int, blue: int) -> int:
+def code_of(red: int, green: int, blue: int) -> int:
+    """The number of a colour in ``Codes``."""
     return (red << 16) | (green << 8) | blue
 
 

@@ -17,8 +17,9 @@ the one that is there is the test set, and the held-out part comes from ``train`
 the held-out part. A ``test`` without masks is left aside. A mask has its image's name, but for the
 extension.
 
-**What the values mean.** Grey and palette masks hold values (of a palette: its indices; 16 bits are
-read as well). ``classes.txt`` beside the folders says what they are, one line each::
+**What the values mean.** Grey masks hold values (16 bits are read as well). Palette masks hold colours
+where the file of classes lists all of them, and values, their indices, where not; without such a file, an index
+that has two colours is an error. ``classes.txt`` beside the folders says what they are, one line each::
 
     road                    the value after that of the line before, from 0 on
     11 void                 this value
@@ -41,7 +42,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +70,7 @@ from mobilefit.data.masks import (
     Mask,
     RawMask,
     Row,
+    code_of,
     colour_of,
     decode_mask,
     labelled,
@@ -141,6 +143,8 @@ class _Seen(NamedTuple):
     counts: dict[int, int]
     """Pixels of each code in the mask."""
     coloured: bool
+    palette: Mapping[int, int]
+    """The colours of its values, where it has a palette and is read by its values."""
     digest: str
     kept: tuple[Kept, RawMask] | None
     """``None``: there was no room."""
@@ -406,7 +410,7 @@ class _Source:
         """See :meth:`SegmentationSet.sample`."""
         if (kept := self._kept[index]) is not None:
             return Image.fromarray(kept[0].pixels()), kept[1]
-        read = _read(self.pairs[index], bool(self.labels.colours))
+        read = _read(self.pairs[index], self.labels.colours)
         if isinstance(read, SkippedFile):
             raise InputError(f"{read.path}, which was good when the data set was loaded: {read.why}")
         if read.digest != self.digests[index]:
@@ -428,7 +432,7 @@ def _look_at_all(
 ) -> tuple[list[_Seen], list[SkippedFile]]:
     """Every pair that is good, and all bad files. Decoding runs outside the GIL."""
     seen, skipped, store = [], list(listing.lone), Store(ROOM)
-    look = partial(_look_at, coloured=any(row.colour for row in listing.rows or ()))
+    look = partial(_look_at, colours={code_of(*row.colour) for row in listing.rows or () if row.colour})
     bar = Progress(len(listing.pairs), progress)
     with ThreadPoolExecutor(worker_count()) as pool, bar:
         for found in pool.map(look, listing.pairs):
@@ -442,17 +446,23 @@ def _look_at_all(
     return seen, skipped
 
 
-def _look_at(pair: Pair, coloured: bool) -> tuple[_Seen, Pixels, RawMask] | SkippedFile:
-    read = _read(pair, coloured)
+def _look_at(pair: Pair, colours: Collection[int]) -> tuple[_Seen, Pixels, RawMask] | SkippedFile:
+    read = _read(pair, colours)
     if isinstance(read, SkippedFile):
         return read
     image, mask, digest = read
-    seen = _Seen(pair, image.size, _counts(mask), mask.coloured, digest, None)
+    seen = _Seen(pair, image.size, _counts(mask), mask.coloured, {} if mask.coloured else mask.palette, digest, None)
     return seen, np.asarray(image), mask
 
 
-def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
-    """Read a pair to the end, or say which of its files is bad and why."""
+def _read(pair: Pair, colours: Collection[int]) -> _Read | SkippedFile:
+    """Read a pair to the end, or say which of its files is bad and why.
+
+    A mask with a palette holds colours where all of them are known, and values where not.
+
+    Args:
+        colours: those that are known, as in ``Codes``.
+    """
     path = pair.image
     try:
         data = read_bytes(path)
@@ -460,7 +470,9 @@ def _read(pair: Pair, coloured: bool) -> _Read | SkippedFile:
         digest = hashlib.sha256(data)
         path = pair.mask
         data = read_bytes(path)
-        mask = decode_mask(data, coloured=coloured)
+        mask = decode_mask(data, coloured=bool(colours))
+        if mask.coloured and any(colour not in colours for colour in mask.palette.values()):
+            mask = decode_mask(data)
         digest.update(data)
     except OSError as error:
         return SkippedFile(path=str(path), why=f"cannot be read: {error.strerror}")
@@ -517,6 +529,7 @@ def _labels(listing: Listing, seen: list[_Seen], ignore: tuple[int, ...]) -> Lab
             "or save masks of class indices",
         )
     labels = labelled(listing.rows or _numbered(listing.root, seen, ignore), ignore)
+    _check_palettes(listing, seen, labels)
     if len(labels.names) < 2:
         raise InputError(
             f"{listing.root} has one class alone, '{''.join(labels.names)}'; 255 stands for pixels left out",
@@ -526,6 +539,35 @@ def _labels(listing: Listing, seen: list[_Seen], ignore: tuple[int, ...]) -> Lab
     if len(labels.names) > MOST_CLASSES:
         raise InputError(f"{listing.root} has {len(labels.names)} classes, and {MOST_CLASSES} are the most")
     return labels
+
+
+def _check_palettes(listing: Listing, seen: list[_Seen], labels: Labels) -> None:
+    """See that the palettes of masks that are read by their values mean the same by them.
+
+    Programs that save few colours number them file by file: the values alone mean nothing then.
+
+    Raises:
+        InputError: a value has another class's colour, or, where nothing lists the classes, two colours.
+    """
+    means: dict[int, tuple[int, _Seen]] = {}
+    for one in seen:
+        for value, colour in one.palette.items():
+            if value == IGNORED:
+                continue
+            label = labels.colours.get(colour)
+            if label is not None and label != labels.values.get(value):
+                raise InputError(
+                    f"the palette of {one.pair.mask} gives value {value} the colour {colour_of(colour)}, which is that of "
+                    "another class, and not all colours in it are listed", f"list them all in {CLASSES_FILE}, or none",
+                )  # fmt: skip
+            first, where = means.setdefault(value, (colour, one))
+            if first != colour and listing.rows is None:
+                raise InputError(
+                    f"value {value} is {colour_of(first)} by the palette of {where.pair.mask}, and {colour_of(colour)} by "
+                    f"that of {one.pair.mask}: the values of these masks do not mean the same",
+                    f"write {listing.root / CLASSES_FILE} with a line 'name red green blue' for each class to go by the "
+                    "colours, or 'value name' to go by the values",
+                )  # fmt: skip
 
 
 def _numbered(root: Path, seen: list[_Seen], ignore: tuple[int, ...]) -> tuple[Row, ...]:

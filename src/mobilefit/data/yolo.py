@@ -4,7 +4,11 @@
 ``labels``, or the text files beside the images, in the folder or its parts. A line is ``class x y width
 height``: a number from 0, and the box's centre and sides as shares of the picture, 0 to 1; of a polygon
 (``class x1 y1 x2 y2 ...``) the box around it is taken. The classes stand in a ``.yaml`` file's ``names``, or
-in ``classes.txt`` or ``*.names``, one a line. An image without a file of labels shows nothing, and such are counted.
+in ``classes.txt``, ``*.names`` or ``_darknet.labels``, one a line. CVAT's ``obj_train_data`` and ``obj_valid_data``
+are parts too. Where the ``.yaml`` file has a ``kpt_shape``, the lines are of poses: a box, and points that are left out.
+
+An image without a file of labels shows nothing, and such are counted; a part for validation or the test without
+any is left aside, and said.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import NamedTuple
 from mobilefit.data.annotations import Annotations, Corners, Record
 from mobilefit.data.classification import SkippedFile
 from mobilefit.data.folder import image_files
-from mobilefit.data.layout import is_junk, named_parts
+from mobilefit.data.layout import PARTS, is_junk, named_parts
 from mobilefit.data.names import spelling
 from mobilefit.errors import InputError
 from mobilefit.runs import read_bytes
@@ -41,20 +45,23 @@ def find(root: Path) -> list[LabelFolders]:
     Raises:
         InputError: two folders could be one part.
     """
+    cvat = [(part, root / f"obj_{name}_data") for part, names in PARTS.items() for name in names]
+    if own := [LabelFolders(part, folder, folder) for part, folder in cvat if folder.is_dir()]:
+        return own
     images, labels = _beside(root)
     if images != root and (names := named_parts(images)):
         parts = [LabelFolders(part, images / name, labels / name) for part, name in names.items()]
     elif images == root and (names := named_parts(root)):
-        parts = [LabelFolders(part, *_beside(root / name)) for part, name in names.items()]
+        parts = [LabelFolders(part, *_beside(root / name, lone=True)) for part, name in names.items()]
     else:
         parts = [LabelFolders("train", images, labels)]
     return parts if any(_images(folders).keys() & _labels(folders) for folders in parts) else []
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """The folders of images and labels in a folder: itself, where it has none."""
+def _beside(folder: Path, lone: bool = False) -> tuple[Path, Path]:
+    """The folders of images and labels in a folder: itself, where it has none (``lone``: no images)."""
     own = folder / "images", folder / "labels"
-    return own if all(path.is_dir() for path in own) else (folder, folder)
+    return own if own[0].is_dir() and (lone or own[1].is_dir()) else (folder, folder)
 
 
 def _images(folders: LabelFolders) -> dict[str, Path]:
@@ -86,19 +93,23 @@ def read(root: Path, parts: list[LabelFolders]) -> Annotations:
     """
     if "train" not in {folders.part for folders in parts}:
         raise InputError(f"{root} has no images with labels to train on", "name their folder train")
-    file, classes = _classes(root, parts)
+    file, classes, poses = _classes(root, parts)
     records: list[Record] = []
     skipped: list[SkippedFile] = []
+    notes = [f"{root} is read as YOLO labels, their classes as {file} names them"]
     bare = 0
     for folders in parts:
-        labels = _labels(folders)
-        for name, path in _images(folders).items():
+        labels, images = _labels(folders), _images(folders)
+        if not labels and folders.part != "train":
+            if images:
+                notes.append(f"{folders.images} is left aside: its {len(images)} pictures have no labels")
+            continue
+        for name, path in images.items():
             own = labels.pop(name, None)
             bare += own is None
-            record = _record(root, folders.part, path, own, classes, file)
+            record = _record(root, folders.part, path, own, classes, file, poses)
             (records if isinstance(record, Record) else skipped).append(record)  # type: ignore[arg-type]
         skipped += [SkippedFile(path=str(path), why="there is no picture of its name") for path in labels.values()]
-    notes = [f"{root} is read as YOLO labels, their classes as {file} names them"]
     if bare:
         notes.append(f"{bare} of {len(records) + len(skipped)} pictures have no file of labels: taken to show nothing")
     return Annotations(
@@ -107,7 +118,7 @@ def read(root: Path, parts: list[LabelFolders]) -> Annotations:
 
 
 def _record(
-    root: Path, part: str, path: Path, labels: Path | None, classes: tuple[str, ...], file: Path
+    root: Path, part: str, path: Path, labels: Path | None, classes: tuple[str, ...], file: Path, poses: bool
 ) -> Record | SkippedFile:
     lines: list[tuple[int, Corners]] = []
     numbers: list[int] = []
@@ -115,7 +126,7 @@ def _record(
         text = "" if labels is None else read_bytes(labels).decode("utf-8-sig")
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                lines.append(_line(line, number))
+                lines.append(_line(line, number, poses))
                 numbers.append(number)
     except (OSError, UnicodeDecodeError) as error:
         return SkippedFile(path=str(labels), why=f"cannot be read: {error}")
@@ -137,12 +148,14 @@ class _BadLineError(Exception):
     """Why a line is no label."""
 
 
-def _line(line: str, number: int) -> tuple[int, Corners]:
-    """The class and the corners, as shares, of a box or of the one around a polygon."""
+def _line(line: str, number: int, pose: bool) -> tuple[int, Corners]:
+    """The class and the corners, as shares, of a box, of a pose's box or of the one around a polygon."""
     try:
         label, *values = map(float, line.split())
     except ValueError as error:
         raise _BadLineError(f"line {number} is no label: '{line.strip()[:40]}'") from error
+    if pose:
+        values = values[:4]
     if len(values) < 4 or (len(values) > 4 and len(values) % 2) or not label.is_integer() or label < 0:
         raise _BadLineError(f"line {number} is no class with a box or a polygon: '{line.strip()[:40]}'")
     if len(values) == 4:
@@ -156,8 +169,8 @@ def _line(line: str, number: int) -> tuple[int, Corners]:
 # ---- names of classes
 
 
-def _classes(root: Path, parts: list[LabelFolders]) -> tuple[Path, tuple[str, ...]]:
-    """What names the classes, and their names."""
+def _classes(root: Path, parts: list[LabelFolders]) -> tuple[Path, tuple[str, ...], bool]:
+    """What names the classes, their names, and whether it says that labels are of poses."""
     folders = dict.fromkeys([root, *(folders.labels for folders in parts), root / "labels"])
     for pattern in ("data.yaml", "dataset.yaml", "*.yaml", "*.yml"):
         for path in sorted(root.glob(pattern)):
@@ -166,12 +179,12 @@ def _classes(root: Path, parts: list[LabelFolders]) -> tuple[Path, tuple[str, ..
                 count = re.search(r"^nc[ \t]*:[ \t]*(\d{1,6})[ \t]*(?:#.*)?$", text, re.MULTILINE)
                 if count and int(count[1]) != len(names):
                     raise InputError(f"{path} names {len(names)} classes, and its nc is {count[1]}", "make them agree")
-                return path, names
-    for pattern in ("classes.txt", "obj.names", "*.names"):
+                return path, names, bool(re.search(r"^kpt_shape[ \t]*:", text, re.MULTILINE))
+    for pattern in ("classes.txt", "obj.names", "*.names", "_darknet.labels"):
         for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
             names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
             if names and not is_junk(path.name):
-                return path, names
+                return path, names, False
     raise InputError(f"{root} holds YOLO labels, and nothing names their classes", _NAMES_HINT)
 
 
