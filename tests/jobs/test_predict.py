@@ -18,7 +18,7 @@ from PIL import Image
 from mobilefit.errors import InputError
 from mobilefit.jobs import frames
 from mobilefit.jobs.drawn import BAR, NARROWEST, captioned
-from mobilefit.jobs.frames import Film
+from mobilefit.jobs.frames import Film, sources
 from mobilefit.jobs.predict import Classifier, PredictConfig, opened, predict
 from mobilefit.jobs.running import Runner, numbers
 from mobilefit.litert.graph import CODE, METADATA_NAME, Quantization, Tensor, parse, serialize
@@ -177,6 +177,12 @@ def test_an_interrupted_look_at_images_says_so(
     assert len(out.splitlines()) == 2 and err.splitlines()[-1] == "mobilefit: interrupted"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_numbers(value: float, world: World, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "run", lambda self, prepared: [np.full((1, 3), value, np.float32)])
+    assert f"{world.float32}: gives {value}" in refused("predict", world.float32, world.images / "red", "--json")
+
+
 # ---- videos
 
 
@@ -263,6 +269,25 @@ def test_a_video_that_breaks_off(
     assert said.startswith(f"cannot open {tmp_path}/no.mp4 as a video; ")
 
 
+@pytest.mark.parametrize("name", ["file:b.avi", "concat:b.avi"])
+def test_the_name_of_a_video_is_no_address(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg reads the file b.avi for these, unless the path is absolute."""
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "b.avi", [0])
+    film(tmp_path / "a.avi", [2, 2, 2]).rename(name)
+    (source,) = sources([Path(name)], 1)
+    assert [frame.source for frame in source] == [name] * 3
+
+
+def test_the_name_of_a_video_is_no_pattern(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    (tmp_path / "x%03d.avi").write_text("no video")
+    for number in range(3):
+        picture(number, 0).save(tmp_path / f"x{number:03d}.avi", "PNG")
+    with pytest.raises(InputError, match=r"cannot open .*x%03d.avi as a video"):
+        sources([tmp_path / "x%03d.avi"], 1)
+
+
 def test_a_frame_that_cannot_be_decoded_is_left_out(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +328,9 @@ def use(patch: pytest.MonkeyPatch, cv2: Any, pictures: list[Image.Image | type |
 
         def isOpened(self) -> bool:
             return True
+
+        def getBackendName(self) -> str:
+            return "FFMPEG"
 
         def set(self, what: int, value: float) -> bool:
             return True

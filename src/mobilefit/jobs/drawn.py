@@ -6,6 +6,7 @@ import base64
 import functools
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -483,7 +484,7 @@ class Drawings:
             path = self._free(name, ".mp4")
             self._size = picture.size
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._film = cv2.VideoWriter(str(path), code, source.fps, self._size)
+            self._film = cv2.VideoWriter(os.path.abspath(path), code, source.fps, self._size)
             self._film_of = source
             if not self._film.isOpened():
                 raise InputError(f"cannot write {path}", "OpenCV has no MPEG-4 encoder here")

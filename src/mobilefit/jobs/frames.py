@@ -86,10 +86,12 @@ class Film:
         camera = CAMERA.fullmatch(str(path))
         self._cv2 = opencv()
         self.name, self._every, self._live = str(path), every, camera is not None
+        # FFmpeg would take the relative path "file:b.mp4" for an address, and read b.mp4.
         self._capture: cv2.VideoCapture = self._cv2.VideoCapture(
-            int(camera[1]) if camera else str(path)
+            int(camera[1]) if camera else os.path.abspath(path)
         )
-        if not self._capture.isOpened():
+        # CV_IMAGES takes a name for the pattern of the names of other files: it would read those.
+        if not self._capture.isOpened() or self._capture.getBackendName() == "CV_IMAGES":
             raise InputError(
                 f"cannot open {path}" + ("" if camera else " as a video"),
                 "is it connected, free, and yours to read?" if camera

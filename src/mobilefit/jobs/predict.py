@@ -123,8 +123,14 @@ class Classifier(Network):
         return cls(path=path, info=info, file=Runner(blob))
 
     def shares(self, outputs: Sequence[Floats]) -> Floats:
-        """The softmax of the outputs, one share a class."""
+        """The softmax of the outputs, one share a class.
+
+        Raises:
+            InputError: they are not numbers.
+        """
         logits = outputs[0][0]
+        if not np.isfinite(logits.max()):  # NaN as soon as there is one
+            raise InputError(f"{self.path}: gives {logits.max()} for a picture", "its weights are damaged: export it again")
         powers = np.exp(logits - logits.max())
         shares: Floats = powers / powers.sum()
         return shares
