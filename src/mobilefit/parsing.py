@@ -16,6 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, Literal
 
 from mobilefit.errors import InputError, did_you_mean
@@ -108,6 +109,8 @@ def checked(hint: Any, value: Any, what: str, path: str) -> Any:
     if hint is Any or (has_fields and isinstance(value, hint)):
         return value
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        hint = dict
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
@@ -121,6 +124,21 @@ def checked(hint: Any, value: Any, what: str, path: str) -> Any:
     problem = _problem(str if origin is Literal else hint, value)
     if problem:
         raise InputError(f"{path}: {shown(value)} is not {problem}")
+    return value
+
+
+def check_fields(value: Any, hints: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """An object with values of these types, whatever else is in it: a row of a log, or a part of a run's state.
+
+    Raises:
+        InputError: it is no object, or one of ``hints`` is missing or of another type.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is not an object")
+    for name, hint in hints.items():
+        if name not in value:
+            raise InputError(f"{what} lacks the field '{name}'")
+        checked(hint, value[name], what, f"{what}: {name}")
     return value
 
 
@@ -163,6 +181,8 @@ def _problem(kind: Any, value: Any) -> str:
     if kind is float:
         good = type(value) in (int, float) and math.isfinite(value)
         return "" if good else "a finite number"
+    if kind is Real:  # NaN and infinity are numbers that a run measures
+        return "" if type(value) in (int, float) else "a number"
     if kind is str:
         if not isinstance(value, str):
             return "text"

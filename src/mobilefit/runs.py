@@ -17,12 +17,12 @@ import re
 import stat
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mobilefit.errors import InputError
-from mobilefit.parsing import parse_json
+from mobilefit.parsing import check_fields, parse_json
 
 PACKAGES = ("mobilefit", "torch", "torchvision", "lightning-fabric", "numpy", "ai-edge-litert",
             "litert-quantizer")  # fmt: skip
@@ -265,6 +265,29 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             rows.append(parse_json(line))
     return rows
+
+
+def read_log(path: Path, fields: Callable[[dict[str, Any]], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a log that a run continues from, each checked; see :func:`read_jsonl`.
+
+    Args:
+        fields: of a row, the types of the fields that it must have, as :func:`mobilefit.parsing.checked` takes them.
+            May raise an ``InputError`` itself.
+
+    Raises:
+        InputError: a row is no object, or a field is missing or of another type; the message has its number.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        try:
+            check_fields(row, {}, "it")
+            check_fields(row, fields(row), "it")
+        except InputError as error:
+            raise InputError(f"{path}, row {number}: {error.message}", ROW_HINT) from error
+    return rows
+
+
+ROW_HINT = "choose another --out, or delete that file to start anew"
 
 
 def sha256(data: bytes) -> str:

@@ -676,3 +676,62 @@ def test_a_log_from_another_seed_network_is_refused(seed_network: Network, tmp_p
     for other in (build(TOY), build(WIDE)):  # another spec; the same with other weights
         with pytest.raises(InputError, match="began from another network"):
             adapt(other, settings(0.9), tools(), tmp_path)
+
+
+BAD_ROWS = [
+    "7", "{}", '{"event": "future", "step": 1}', '{"event": "plan", "step": 1}', '{"event": "plan", "step": "1", "proposals": []}',
+    '{"event": "proposal", "step": 1, "what": "a", "latency_ms": 1, "accuracy": null, "loss_change": 0, "spec_id": "a"}',
+    '{"event": "accepted", "step": 1, "what": "a", "latency_ms": 1, "accuracy": 0.5, "measured_ms": NaN, "spec_id": "a"}',
+    '{"event": "price", "step": 1, "what": [], "loss_change": 0}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", BAD_ROWS)
+def test_a_row_that_is_none_of_the_logs_is_named(seed_network: Network, row: str, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        adapt(seed_network, settings(), tools(stop_at(40)), tmp_path)
+    log = tmp_path / netadapt.LOG
+    number = log.read_text().count("\n") + 1
+    log.write_text(log.read_text() + row + "\n")
+    with pytest.raises(InputError, match=rf"netadapt\.jsonl, row {number}: "):
+        adapt(seed_network, settings(), tools(), tmp_path)
+
+
+@pytest.mark.parametrize("event", ["plan", "accepted"])
+def test_what_decides_a_step_counts_once(event: str, seed_network: Network, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        adapt(seed_network, settings(), tools(stop_at(40)), tmp_path)
+    log = tmp_path / netadapt.LOG
+    lines = log.read_text().splitlines()
+    place = max(i for i, line in enumerate(lines) if f'"event": "{event}"' in line)
+    log.write_text("\n".join([*lines[: place + 1], *lines[place:]]) + "\n")
+    with pytest.raises(InputError, match=f"row '{event}' of step .* more than once"):
+        adapt(seed_network, settings(), tools(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"group": "blocks.99.expand"}, {"group": []}, {"width": 0}, {"width": 10**6}, {"width": "8"}, {"latency_ms": None}]
+)
+def test_a_plan_that_the_network_does_not_fit_is_refused(
+    change: dict[str, Any], seed_network: Network, tmp_path: Path
+) -> None:
+    with pytest.raises(Stop):
+        adapt(seed_network, settings(), tools(stop_at(30)), tmp_path)
+    rows = read_jsonl(tmp_path / netadapt.LOG)
+    plan = [row for row in rows if row["event"] == "plan"][-1]
+    rows = rows[: rows.index(plan) + 1]
+    plan["proposals"][0] |= change
+    (tmp_path / netadapt.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="plan"):
+        adapt(seed_network, settings(), tools(), tmp_path)
+
+
+def test_damaged_losses_of_any_kind_are_judged_again(seed_network: Network, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    adapt(seed_network, settings(), tools(), whole)
+    with pytest.raises(Stop):
+        adapt(seed_network, settings(), tools(stop_at(40)), cut)
+    for path, data in zip(sorted((cut / "losses").rglob("*.npy")), (b"", b"\x93NUMPY", b"PK\x03\x04")):
+        path.write_bytes(data)
+    adapt(seed_network, settings(), tools(), cut)
+    assert events(cut, "accepted") == events(whole, "accepted")

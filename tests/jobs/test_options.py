@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -237,3 +238,20 @@ def test_a_damaged_folder_is_named(tmp_path: Path, name: str, content: str) -> N
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=name):
         RunFolder(tmp_path, "demo", Config(data="d"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"seconds": ""}, {"seconds": {"one": None}}, {"elapsed": "x"}, {"elapsed": float("nan")}, {"started": 5},
+               {"one": None}, {"one": [1, 2]}, {"two": {}}, {"two": {"ms": "x"}}]
+)  # fmt: skip
+def test_a_state_of_another_shape_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    def stages() -> None:
+        folder = RunFolder(tmp_path, "demo", Config(data="d"))
+        folder.stage("one", lambda: 1.0, float)
+        folder.stage("two", lambda: {"ms": 2.0}, {"ms": float})
+
+    stages()
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(InputError, match=r"state\.json: .*; choose another --out, or delete that folder"):
+        stages()

@@ -24,7 +24,7 @@ def by_hand(aim_ms: float, *, slower: float = 1.0) -> ByHand:
     def measure(specs: Sequence[NetSpec]) -> list[float]:
         return [slower * milliseconds(spec) for spec in specs]
 
-    def stage(name: str, work: Callable[[], Any]) -> Any:
+    def stage(name: str, work: Callable[[], Any], shape: Any) -> Any:
         return work()
 
     design: Any = SimpleNamespace(reference=SMALL.resolution(64), measure=measure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from mobilefit.arch import FAMILY
+from mobilefit.errors import InputError
 from mobilefit.pipeline.candidates import Candidate
 from mobilefit.pipeline.race import (
     HOPELESS,
@@ -260,3 +263,49 @@ def test_workers_get_the_missing_ones_alone(tmp_path: Path, undisturbed: list[An
     ranking = Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS, by_size, run=backwards)
     assert batches == [[c.name for c in ENTRANTS[2:]]]
     assert summary(ranking) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "row", ["5", "null", "{}", json.dumps({"rung": "rung_1", "name": [], "spec_id": "a", "score": 0.5, "seconds": 1.0}),
+            json.dumps({"rung": "rung_1", "name": "a", "spec_id": "a", "score": float("nan"), "seconds": 1.0})]
+)  # fmt: skip
+def test_a_row_that_is_none_of_the_races_is_named(row: str, tmp_path: Path) -> None:
+    Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS[:2], by_size)
+    with (tmp_path / LOG).open("a") as file:
+        file.write(row + "\n")
+    with pytest.raises(InputError, match=r"race\.jsonl, row 3: "):
+        Race(tmp_path, lambda line: None)
+
+
+def broken_losses(path: Path, kind: str) -> None:
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "archive":
+        with path.open("wb") as file:
+            np.savez(file, losses=np.zeros(HELD_OUT, np.float32))
+    elif kind == "pickle":
+        np.save(path, np.array([{}], object), allow_pickle=True)
+    else:
+        np.save(path, np.zeros((2, HELD_OUT), np.float32) if kind == "matrix" else np.float32(1.0))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "archive", "pickle", "matrix", "number"])
+def test_damaged_losses_of_any_kind_are_judged_again(kind: str, tmp_path: Path) -> None:
+    whole = summary(Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS, by_size))
+    broken_losses(tmp_path / RUNG.name / f"{ENTRANTS[2].slug}.npy", kind)
+    asked: list[str] = []
+
+    def judge(candidate: Candidate) -> Judged:
+        asked.append(candidate.name)
+        return by_size(candidate)
+
+    again = Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS, judge)
+    assert summary(again) == whole and asked == [ENTRANTS[2].name]
+
+
+def test_losses_of_other_images_are_not_compared(tmp_path: Path) -> None:
+    Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS, by_size)
+    np.save(tmp_path / RUNG.name / f"{ENTRANTS[2].slug}.npy", np.zeros(3, np.float32))
+    with pytest.raises(InputError, match="different numbers of images"):
+        Race(tmp_path, lambda line: None).rung(RUNG, ENTRANTS, by_size)

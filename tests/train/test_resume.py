@@ -345,3 +345,27 @@ def test_a_write_that_the_system_refuses(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_checkpoint(path, {"seed": 1}) == {"step": 3}
     assert [found.name for found in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("row", ["null", "{}", '{"step": "5", "loss": 1}', '{"step": 5, "loss": 1, "val_top1": null}'])
+def test_a_row_that_is_none_of_the_historys_is_named(row: str, tmp_path: Path) -> None:
+    train(network(), tmp_path, checkpoint_every=5)
+    (tmp_path / "metrics.jsonl").write_text(row + "\n" + (tmp_path / "metrics.jsonl").read_text())
+    with pytest.raises(InputError, match=r"metrics\.jsonl, row 1: "):
+        train(network(), tmp_path, checkpoint_every=5, resume=True)
+
+
+def test_a_row_that_is_there_twice_counts_once(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    train(network(), tmp_path, checkpoint_every=5)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], *lines]) + "\n")
+    finish(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("change", [{"net": {}}, {"optimizer": 5}, {"window": 7}, {"seconds": "x"}, {"thread_counts": [1]}])
+def test_a_checkpoint_of_another_shape_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    train(network(), tmp_path, checkpoint_every=5)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(saved | {"state": saved["state"] | change}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="does not hold the state of this training"):
+        train(network(), tmp_path, checkpoint_every=5, resume=True)

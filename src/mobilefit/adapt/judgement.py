@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import shutil
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from mobilefit.data import Preset
 from mobilefit.errors import InputError
 from mobilefit.nn import Network
-from mobilefit.runs import atomic_file
+from mobilefit.runs import atomic_file, read_bytes
 from mobilefit.train.statistics import Difference, paired
 from mobilefit.train.task import Task
 
@@ -70,6 +72,23 @@ def undecided(best: Losses, others: Sequence[Losses], errors: float) -> int | No
     return sum(abs(d.mean) <= errors * d.error for d in differences)
 
 
+def load_losses(path: Path) -> Losses:
+    """Losses of single images, from a file that may be damaged or another's.
+
+    Raises:
+        OSError: it is missing or no regular file.
+        ValueError: it does not hold them.
+    """
+    data = read_bytes(path)
+    try:
+        losses = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged file raises half a dozen kinds
+        raise ValueError(f"{path} cannot be read") from error
+    if not isinstance(losses, np.ndarray) or losses.dtype.kind != "f" or losses.ndim != 1 or not losses.size:
+        raise ValueError(f"{path} holds no losses")
+    return losses
+
+
 class LossStore:
     """Losses of the networks that were judged in a step: a file each, until the step is over."""
 
@@ -89,8 +108,13 @@ class LossStore:
 
     def load(self, step: int, spec_id: str) -> Losses:
         """float32 [n]"""
-        losses: Losses = np.load(self.path(step, spec_id))
-        return losses
+        return load_losses(self.path(step, spec_id))
+
+    def has(self, step: int, spec_id: str, count: int) -> bool:
+        """Whether those of ``count`` images are there and can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return len(self.load(step, spec_id)) == count
+        return False
 
     def remove(self, step: int) -> None:
         """Those of a whole step."""

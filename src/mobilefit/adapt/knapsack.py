@@ -34,7 +34,9 @@ from mobilefit.arch import NetSpec
 from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, save_weights
 from mobilefit.nn.blocks import Row
+from mobilefit.parsing import check_fields
 from mobilefit.progress import Progress
+from mobilefit.runs import ROW_HINT
 
 KNAPSACK_LOG = "knapsack.jsonl"
 Way = Literal["joint", "measured", "even"]
@@ -285,7 +287,7 @@ class _Run(StepRun):
         save_weights(network, self._weights(step))
         self._accept(network, {
             **self._row("accepted", best, step, judgement), "untuned": row["accuracy"],
-            "untuned_loss": float(self.losses.load(step, best.spec.id).mean()), "how": row["how"],
+            "untuned_loss": float(self.losses.load(step, best.spec.id).mean()), "how": row.get("how"),
             **self._undecided([row for _, row in ranked], step),
         })  # fmt: skip
         self.say(
@@ -308,13 +310,14 @@ class _Run(StepRun):
 
     def _planned(self, step: int) -> list[tuple[Proposal, str]]:
         """The allocations of a round that was interrupted: measuring anew might give others."""
-        spec = self.network.spec
-        by_name = {group.name: group for group in (*groups(spec, KINDS), *removable(spec, KINDS))}
         planned = []
-        for row in (row for plan in self._logged("plan", step) for row in plan["proposals"]):
-            changes = [(by_name[name], width) for name, width in row["changes"]]
-            proposal = Proposal.together(spec, changes, lambda _: math.nan)
-            planned.append((replace(proposal, latency_ms=row["latency_ms"]), row["how"]))
+        for entry in (entry for plan in self._logged("plan", step) for entry in plan["proposals"]):
+            check_fields(entry, {"how": str, "changes": tuple[tuple[Any, Any], ...]}, f"{self.log_path}: the plan")
+            changes = [self._planned_change(entry, *change) for change in entry["changes"]]
+            if not changes:
+                raise InputError(f"{self.log_path}: a proposal of the plan changes nothing", ROW_HINT)
+            proposal = Proposal.together(self.network.spec, changes, lambda _: math.nan)
+            planned.append((replace(proposal, latency_ms=entry["latency_ms"]), entry["how"]))
         return planned
 
     def _plan(self, step: int) -> list[tuple[Proposal, str]]:

@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mobilefit.adapt.judgement import Judgement
-from mobilefit.adapt.proposals import KINDS, Kind, Proposal, groups, propose, removable
+from mobilefit.adapt.proposals import KINDS, Kind, Proposal, groups, propose
 from mobilefit.adapt.steps import TOP1, Adapted, StepRun, Tools
 from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, save_weights
@@ -182,13 +182,12 @@ class _Run(StepRun):
 
     def _planned(self, step: int) -> list[Proposal]:
         """The proposals of a step that was cut off: measuring anew might give others."""
-        spec = self.network.spec
-        known = {group.name: group for group in (*groups(spec, KINDS), *removable(spec, KINDS))}
         return [
-            Proposal.of(spec, known[row["group"]], row["width"], row["latency_ms"])
-            for plan in self._logged("plan", step)
-            for row in plan["proposals"]
-        ]
+            Proposal.of(
+                self.network.spec, *self._planned_change(entry, entry.get("group"), entry.get("width")), entry["latency_ms"]
+            )
+            for plan in self._logged("plan", step) for entry in plan["proposals"]
+        ]  # fmt: skip
 
     def _try(
         self, proposal: Proposal, step: int, number: int, count: int, done: dict[str, Any]

@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import torch
 
 from mobilefit.adapt.importance import ChannelImportance, Gates, filter_norms
 from mobilefit.adapt.judgement import Judgement, LossStore, as_fields, undecided
-from mobilefit.adapt.proposals import Latency, Proposal
+from mobilefit.adapt.proposals import KINDS, Group, Latency, Proposal, groups, removable
 from mobilefit.adapt.transfer import leave_out, transfer
 from mobilefit.arch import NetSpec
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, unknown
 from mobilefit.nn import Network, load_network, save_weights
-from mobilefit.runs import append_jsonl, read_jsonl
+from mobilefit.parsing import check_fields, shown
+from mobilefit.runs import ROW_HINT, append_jsonl, read_log
 from mobilefit.train.statistics import paired
 
 TOP1 = "val_top1"
@@ -81,7 +83,8 @@ class StepRun:
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         self.target_ms, self.margin, self.tools = target_ms, margin, tools
         self.out, self.log_path, self.seed = out, out / log, seed
-        self.rows = read_jsonl(self.log_path)
+        self.rows = read_log(self.log_path, _fields)
+        self._refuse_repeated()
         self.accepted: dict[str, Any] = {}
         self.losses = LossStore(out / "losses")
         self._before: tuple[int, Judgement] | None = None
@@ -101,6 +104,8 @@ class StepRun:
                 "spec": self.network.spec.to_dict(),
             })  # fmt: skip
         self.origin = self.rows[0]
+        if self.origin["event"] != "seed":
+            raise InputError(f"{self.log_path} does not begin with the seed network's row", ROW_HINT)
         began = self.origin.get("spec_id"), self.origin.get("weights")
         if began != (self.network.spec.id, _digest(self.network)):
             raise InputError(f"{self.log_path} began from another network", "use another output folder")
@@ -108,6 +113,14 @@ class StepRun:
         if self.accepted["step"]:
             self.network = load_network(self._weights(self.accepted["step"]))
             self._forget(self.accepted["step"])
+
+    def _refuse_repeated(self) -> None:
+        """What a step is decided by counts once; a proposal whose losses were lost is judged again, and logged again."""
+        decided = [(row["event"], row["step"]) for row in self.rows if row["event"] in ("seed", "plan", "accepted")]
+        repeated = {key for key in decided if decided.count(key) > 1}
+        if repeated:
+            event, step = min(repeated)
+            raise InputError(f"{self.log_path} has the row '{event}' of step {step} more than once", ROW_HINT)
 
     def done(self) -> bool:
         """Whether the estimate (with its margin) and the measurement are within the target."""
@@ -165,10 +178,26 @@ class StepRun:
 
     def _judged(self, step: int) -> dict[str, dict[str, Any]]:
         """The rows of the step's proposals that were judged already, by the ids of their specs."""
-        return {
-            row["spec_id"]: row for row in self._logged("proposal", step)
-            if self.losses.path(step, row["spec_id"]).exists()
-        }  # fmt: skip
+        rows = self._logged("proposal", step)
+        count = len(self._before_step(step).losses) if rows else 0
+        return {row["spec_id"]: row for row in rows if self.losses.has(step, row["spec_id"], count)}
+
+    def _planned_change(self, entry: dict[str, Any], name: Any, width: Any) -> tuple[Group, int]:
+        """A group of the present network, and the width that an entry of the log's plan gives it.
+
+        Raises:
+            InputError: the network has no such group, or the width is not below its own.
+        """
+        spec = self.network.spec
+        by_name = {group.name: group for group in (*groups(spec, KINDS), *removable(spec, KINDS))}
+        group = by_name.get(name) if isinstance(name, str) else None
+        within = group is not None and type(width) is int and (
+            width == 0 if group.kind == "block" else 0 < width < group.width
+        )
+        check_fields(entry, {"latency_ms": float}, f"{self.log_path}: the plan")
+        if group is None or not within:
+            raise InputError(f"{self.log_path}: the network cannot be shrunk as the plan says: {shown(entry)}", ROW_HINT)
+        return group, width
 
     def _undecided(self, ranked: Sequence[dict[str, Any]], step: int) -> dict[str, int | None]:
         """How many other proposals have a loss that is within one and two standard errors of the best one's."""
@@ -210,6 +239,27 @@ class StepRun:
     def _log(self, row: dict[str, Any]) -> None:
         append_jsonl(self.log_path, row)
         self.rows.append(row)
+
+
+_JUDGED = {"latency_ms": float, "accuracy": float, "spec_id": str}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "seed": _JUDGED | {"measured_ms": float},
+    "plan": {"proposals": tuple[dict[str, Any], ...]},
+    "proposal": _JUDGED | {"loss_change": Real},
+    "joint": _JUDGED | {"loss_change": Real, "holds": bool},
+    "price": {"loss_change": Real},
+    "accepted": _JUDGED | {"measured_ms": float},
+}
+"""What a run that continues reads of its log's rows, by event."""
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    event = row.get("event")
+    if not isinstance(event, str) or event not in _FIELDS:
+        raise unknown("event", str(event), _FIELDS)
+    if event != "plan" and not isinstance(row.get("what"), str):  # of any length: it names all groups that shrink
+        raise InputError("it lacks the text 'what'")
+    return {"step": int, **_FIELDS[event]}
 
 
 def _digest(network: Network) -> str:

@@ -80,7 +80,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     kinds.tell_left_out(data, voice)
     voice(tuning_plan(config.tune_steps, config.method))
     with device.opened(config.device, tool=config.benchmark_model, say=voice) as phone:
-        seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone))
+        seed_ms = run.stage("start", lambda: _measured(network.spec, budget, phone), float)
         table = lab.OpenTable(run.path / lab.TABLE, config.table, phone)
         table.fitted(network.spec, voice)
         tools = netadapt.tools_for(

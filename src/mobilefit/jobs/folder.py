@@ -7,12 +7,13 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mobilefit.cores import thread_change_count
-from mobilefit.errors import InputError
+from mobilefit.errors import InputError, naming
+from mobilefit.parsing import check_fields, checked
 from mobilefit.runs import hold, machine, now, read_json, write_json
 from mobilefit.text import address_without_secrets
 
@@ -68,8 +69,12 @@ class RunFolder:
         self._refuse_other_runs(resume)
         write_json(path / "config.json", {"verb": self.verb, **self.config, STARTED_IN: _working_folder()})
         state = path / "state.json"
-        self.state |= _object(state) if state.exists() else {}
-        self._earlier = float(self.state.get("elapsed", 0.0))
+        if state.exists():
+            with _hinting(), naming(state):
+                self.state |= _object(state)
+                check_fields(self.state, {"started": str, "seconds": dict}, "it")
+                check_fields(self.state["seconds"], dict.fromkeys(self.state["seconds"], float), "seconds")
+                self._earlier = checked(float, self.state.get("elapsed", 0.0), "it", "elapsed")
 
     def _keep_state(self) -> None:
         self.state["elapsed"] = round(self.elapsed, 2)
@@ -125,12 +130,24 @@ class RunFolder:
         stages = set(_object(state)) - {"started", "seconds", "elapsed"} if state.exists() else set()
         return bool(files or stages)
 
-    def stage(self, name: str, work: Callable[[], T]) -> T:
+    def stage(self, name: str, work: Callable[[], T], shape: Any = Any) -> T:
         """The stage's result: from an earlier run if it got that far, else by doing the work.
 
-        The result is made of plain JSON values.
+        Args:
+            work: its result is made of plain JSON values.
+            shape: of the result, which is checked when it is read again: a type as :func:`mobilefit.parsing.checked`
+                takes it (a dataclass: an object with its fields), or the types of an object's fields by name.
+
+        Raises:
+            InputError: what is kept of the stage has another shape.
         """
-        if name not in self.state:
+        if name in self.state:
+            with _hinting(), naming(self.path / "state.json"):
+                if isinstance(shape, Mapping):
+                    check_fields(self.state[name], shape, name)
+                else:
+                    checked(shape, self.state[name], name, name)
+        else:
             with self.timed(name):
                 self.state[name] = work()
             self._keep_state()
@@ -175,6 +192,15 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a run's", "choose another --out, or delete that folder")
     return value
+
+
+@contextlib.contextmanager
+def _hinting() -> Iterator[None]:
+    """Say what to do about a run's file that is not as it was written."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.message, "choose another --out, or delete that folder") from error
 
 
 def _working_folder() -> str:

@@ -105,7 +105,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     run = RunFolder(config.out, "quantize", config)
     if run.finished:
         raise InputError(f"{run.path} holds a finished run", "choose another --out")
-    lowering = run.stage("lowering", lambda: _lowering(config, info.spec, voice))
+    lowering = run.stage("lowering", lambda: _lowering(config, info.spec, voice), str)
     work = _Work(config, kind, data, info, run, voice, lowering)
     with naming(config.file):
         simulation = work.calibrated(blob, policy)

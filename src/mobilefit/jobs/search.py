@@ -212,6 +212,10 @@ def _tabular(
     })  # fmt: skip
 
 
+_PLAN = {"told": Any, "search": SearchPlan, "batch": int, "train_steps": int}
+"""Of the stage that divides the time."""
+
+
 class _Run:
     """The stages of a search on images; each is done once, whatever interrupts the run."""
 
@@ -227,9 +231,9 @@ class _Run:
 
     def run_all(self) -> None:
         """Everything, and the record at the end."""
-        start = self.run.stage("start", self.start)
+        start = self.run.stage("start", self.start, {"fingerprint": str, "base_ms": float, "target_ms": float})
         lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
-        planned = self.run.stage("plan", lambda: self.make_plan(start["target_ms"]))
+        planned = self.run.stage("plan", lambda: self.make_plan(start["target_ms"]), _PLAN)
         self.voice(planned["told"])
         found = SearchPlan(**planned["search"])
         reward = Reward(form=self.config.reward, target_ms=start["target_ms"])
@@ -245,7 +249,7 @@ class _Run:
         stage = Searching(
             search, self.run.path, self.data, self.preset, self.table, start["base_ms"], self.voice
         )
-        searched = self.run.stage("search", stage.run)
+        searched = self.run.stage("search", stage.run, searching.RECORD_FIELDS)
         training = FullTraining(
             kind=self.kind, data=self.data, preset=self.preset,
             recipe=replace(self.recipe, batch_size=planned["batch"]), steps=planned["train_steps"],
@@ -255,7 +259,7 @@ class _Run:
             "training", lambda: searching.fully_trained(
                 searched, training, reward, self.config.seed,
                 stage=stage if self.config.initial == "shared" else None,
-            )
+            ), searching.RECORD_FIELDS,
         )
         self.finish(searched, training)
 

@@ -20,6 +20,7 @@ from mobilefit.jobs.kinds import Kind
 from mobilefit.jobs.model import network_for
 from mobilefit.jobs.plan import SearchPlan
 from mobilefit.nn import Network, hub, load_network, save_weights
+from mobilefit.parsing import check_fields
 from mobilefit.progress import Voice
 from mobilefit.search import Evaluator, Reward, SearchSettings, Space, Tokens, Trial
 from mobilefit.search.log import Row, TrialLog
@@ -346,6 +347,17 @@ class FullTraining:
         return load_network(weights)
 
 
+RECORD_FIELDS = {
+    "space": str, "strategy": str, "evaluator": str, "reward": str, "target_ms": float, "trials": int, "failed": int,
+    "front": Any, "top": tuple[dict[str, Any], ...], "winner": int,
+}  # fmt: skip
+"""Of what :meth:`Searching.run` and :func:`fully_trained` give, what is read again."""
+_TOP_FIELDS = {
+    "label": str, "spec": dict, "measured_ms": float, "proxy_accuracy": float, "rescored_accuracy": float | None,
+    "rescored_loss": float | None, "tokens": tuple[int, ...],
+}  # fmt: skip
+
+
 def fully_trained(
     found: dict[str, Any], training: FullTraining, reward: Reward, seed: int, *,
     stage: Searching | None = None,
@@ -359,6 +371,8 @@ def fully_trained(
         stage: the search's: each network begins from its slice of the shared weights, where there are
             any. ``None``: from scratch.
     """
+    for entry in found["top"]:
+        check_fields(entry, _TOP_FIELDS, "a network at the top of the search")
     initial = {} if stage is None else {c.label: c.initial for c in candidates(found, stage)}
     top = []
     for entry in found["top"]:
@@ -383,8 +397,9 @@ def fully_trained(
 
 def winning_entry(found: dict[str, Any]) -> dict[str, Any]:
     """The winner among a search's best networks."""
-    entry: dict[str, Any] = found["top"][found["winner"]]
-    return entry
+    if not 0 <= found["winner"] < len(found["top"]):
+        raise InputError(f"the search's winner is network {found['winner']} of {len(found['top'])}")
+    return check_fields(found["top"][found["winner"]], _TOP_FIELDS, "the search's winner")
 
 
 def winner(found: dict[str, Any]) -> NetSpec:

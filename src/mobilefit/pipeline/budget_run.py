@@ -18,6 +18,7 @@ from mobilefit.jobs.lab import Trained
 from mobilefit.jobs.model import export
 from mobilefit.jobs.options import Budget
 from mobilefit.nn import Network, load_network, save_weights
+from mobilefit.parsing import check_fields
 from mobilefit.pipeline import candidates as networks_at
 from mobilefit.pipeline import outcome, time_budget
 from mobilefit.pipeline.by_hand import STANDING, ByHand
@@ -26,7 +27,7 @@ from mobilefit.pipeline.design_run import DesignRun, aim, budget_label
 from mobilefit.pipeline.initial_weights import covers
 from mobilefit.pipeline.race import Rung, Standing, to_dict
 from mobilefit.pipeline.race_task import Entrant, FeatureProbe, Initial, ShrunkWeights, TeacherFile
-from mobilefit.pipeline.time_budget import AdaptPlan, StagePlan
+from mobilefit.pipeline.time_budget import AdaptPlan, RungPlan, StagePlan
 from mobilefit.train import SoftTargets
 
 TEACHER_MADDS = (1.3, 2.6)
@@ -37,6 +38,9 @@ PROBED = 3
 """With more candidates than this, pretrained ones are first compared by frozen features."""
 AFTER_PROBE, FINALISTS = 4, 3
 """Candidates that go on after the probe, and after the first training."""
+
+_LARGER = {"spec": dict, "weights": str | None, "latency_ms": float, "origin": str}
+"""Of the stage that chooses the larger network."""
 
 T = TypeVar("T")
 
@@ -96,13 +100,13 @@ class BudgetRun:
         """Seconds that are left for this budget."""
         return self.design.left() * self.share
 
-    def stage(self, name: str, work: Callable[[], Any]) -> Any:
-        """The result of a stage of this budget, done once."""
-        return self.design.run.stage(self.prefix + name, work)
+    def stage(self, name: str, work: Callable[[], Any], shape: Any) -> Any:
+        """The result of a stage of this budget, done once; see :meth:`RunFolder.stage`."""
+        return self.design.run.stage(self.prefix + name, work, shape)
 
-    def planned(self, name: str, work: Callable[[], StagePlan | AdaptPlan]) -> dict[str, Any]:
+    def planned(self, name: str, work: Callable[[], StagePlan | AdaptPlan], shape: type = StagePlan) -> dict[str, Any]:
         """How long a stage is: decided when it begins, and kept."""
-        plan: dict[str, Any] = self.stage(f"plan {name}", lambda: work().to_dict())
+        plan: dict[str, Any] = self.stage(f"plan {name}", lambda: work().to_dict(), shape)
         self.plans[name] = plan
         return plan
 
@@ -130,7 +134,7 @@ class BudgetRun:
         teacher = c.soft_targets(None)
         plan = self.planned("rung_1", lambda: c.rung_plan(
             time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders, teacher
-        ))  # fmt: skip
+        ), RungPlan)  # fmt: skip
         contenders = self.affordable(contenders, plan)
         if len(contenders) < 2:
             return contenders
@@ -171,8 +175,9 @@ class BudgetRun:
         """The network that the others begin from and are taught by, trained in full; one for all budgets."""
         c = self.design
         if c.larger is None:
-            larger = c.run.stage("larger", lambda: self.choose_larger(ranked))
+            larger = c.run.stage("larger", lambda: self.choose_larger(ranked), dict | None)
             if larger is not None:
+                check_fields(larger, _LARGER, f"{c.run.path}: larger")
                 c.larger = self.train_larger(Candidate(
                     spec=NetSpec.from_dict(larger["spec"]), weights=larger["weights"],
                     latency_ms=larger["latency_ms"], origin=larger["origin"],
@@ -215,7 +220,7 @@ class BudgetRun:
                            network=load_network(Path(candidate.weights)), preset=preset)  # fmt: skip
         plan = self.design.run.stage("plan larger", lambda: c.full_plan(
             c.left() * time_budget.TEACHER_SHARE, [c.step_seconds(candidate.spec, c.own_teacher)]
-        ).to_dict())  # fmt: skip
+        ).to_dict(), StagePlan)  # fmt: skip
         self.plans["larger"] = plan
         label = "seed" if self.config.named else candidate.name
         with c.run.timed("training seed"):
@@ -234,11 +239,11 @@ class BudgetRun:
         base = self.shrink_base(larger)
         if base is None:
             return None
-        start_ms = self.stage("shrink base", lambda: c.measure([base.spec])[0])
+        start_ms = self.stage("shrink base", lambda: c.measure([base.spec])[0], float)
         if start_ms <= self.aim_ms:
             return None
         method = "knapsack" if self.config.shrink == "knapsack" else "netadapt"
-        plan = AdaptPlan(**self.planned(method, lambda: self.shrink_plan(base, 1 - self.aim_ms / start_ms)))
+        plan = AdaptPlan(**self.planned(method, lambda: self.shrink_plan(base, 1 - self.aim_ms / start_ms), AdaptPlan))
         if plan.tune_steps == 0:
             if self.config.shrink == "auto" and networks_at.within(c.networks, self.aim_ms):
                 self.log("there is no time to shrink a larger network well: left out (--shrink netadapt insists)")
@@ -249,7 +254,7 @@ class BudgetRun:
         folder = self.folder / method
         with c.run.timed(f"{self.prefix}{method}"):
             spec = self.smaller(base, larger, start_ms, plan, folder)
-        latency_ms = self.stage("adapted latency", lambda: c.measure([spec])[0])
+        latency_ms = self.stage("adapted latency", lambda: c.measure([spec])[0], float)
         candidate = Candidate(spec=spec, latency_ms=latency_ms, origin="shrunk")
         initial = ShrunkWeights(
             spec=spec,
@@ -313,7 +318,7 @@ class BudgetRun:
         teacher = c.soft_targets(larger)
         plan = self.planned("rung_2", lambda: c.rung_plan(
             time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants], teacher
-        ))  # fmt: skip
+        ), RungPlan)  # fmt: skip
         entrants = self.affordable(entrants, plan)
         if len(entrants) < 2:
             return entrants[0]
@@ -336,7 +341,7 @@ class BudgetRun:
         others = [kind for kind in STANDING if kind != winner.kind]
         most = self.stage("plan standing", lambda: self.affordable_beside(
             winner.candidate, len(others), self.design.soft_targets(larger)
-        ))
+        ), int)
         entrants: list[Entrant] = []
         for kind in others:
             if len(entrants) == most:

@@ -32,7 +32,7 @@ class ByHand:
     """
 
     def __init__(
-        self, design: DesignRun, aim_ms: float, stage: Callable[[str, Callable[[], Any]], Any]
+        self, design: DesignRun, aim_ms: float, stage: Callable[[str, Callable[[], Any], Any], Any]
     ) -> None:
         self.design, self.aim_ms, self.stage = design, aim_ms, stage
 
@@ -87,7 +87,7 @@ class ByHand:
             networks_at.measure_sizes([smaller], [self.aim_ms], measure, ms_per_madd=ms_per_madd)
             return smaller.to_dict()
 
-        sizes = Sizes.from_dict(self.stage("resolution", measured_sizes))
+        sizes = Sizes.from_dict(self.stage("resolution", measured_sizes, dict))
         return next(iter(networks_at.within([sizes], self.aim_ms)), None)
 
     def scaled_width(self, full: NetSpec, weights: str | None, winner: Candidate) -> Candidate:
@@ -101,7 +101,7 @@ class ByHand:
         """
         if full.image_shape[0] > self.design.reference.image_shape[0]:
             full = full.resolution(*self.design.reference.image_shape)
-        spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(full, winner)))
+        spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(full, winner), dict))
         return Candidate(
             spec=spec, latency_ms=winner.latency_ms, origin="width", weights=weights if covers(full, spec) else None,
             whole=full,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from mobilefit.arch import ClassifierHead, NetSpec
 from mobilefit.nn.weights import rows
+from mobilefit.parsing import check_fields
 
 Origin = Literal["family", "head", "width", "shrunk", "searched"]
 Measure = Callable[[Sequence[NetSpec]], list[float]]
@@ -74,6 +75,12 @@ class Candidate:
         return self.name.replace(" px", "").replace(" ", "_").replace("/", "_")
 
 
+_SIZES = {
+    "spec": dict, "weights": str | None, "sizes": tuple[int, ...], "origin": str, "whole": dict | None,
+    "measured": tuple[tuple[int, float], ...],
+}  # fmt: skip
+
+
 @dataclass
 class Sizes:
     """One network at several input sizes: measured ones, and guesses of the others."""
@@ -98,6 +105,7 @@ class Sizes:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Sizes:
         """The inverse of :meth:`to_dict`."""
+        check_fields(value, _SIZES, "sizes")
         whole = value["whole"]
         return cls(
             spec=NetSpec.from_dict(value["spec"]), weights=value["weights"], sizes=tuple(value["sizes"]),

@@ -45,6 +45,13 @@ CANDIDATE_RULE = StopRule(max_seconds=0.5)
 """Of one of the three passes of a candidate's measurement: there are dozens."""
 
 
+_START = {
+    "fingerprint": str, "reference_ms": float, "budgets_ms": tuple[float, ...], "networks": tuple[dict[str, Any], ...],
+    "pretrained": bool,
+}  # fmt: skip
+_SPEED = {"madds": float, "training": float, "evaluation": float}
+
+
 class DesignRun:
     """The stages of a run, in order; each is done once, whatever interrupts the run."""
 
@@ -76,18 +83,18 @@ class DesignRun:
     def prepare(self) -> None:
         """Measure the candidates and the speed of training, and search where that is asked for."""
         self.own_teacher = self._own_teacher()
-        start = self.run.stage("start", self.start)
+        start = self.run.stage("start", self.start, _START)
         lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
         self.networks = [Sizes.from_dict(entry) for entry in start["networks"]]
         self.budgets_ms, self.reference_ms = start["budgets_ms"], start["reference_ms"]
         self.recipe = self.task.recipe(self.config.recipe, start["pretrained"] or None, self.data)
         self.recipe = replace(self.recipe, batch_size=time_budget.batch_size(self.recipe, len(self.data.train)))
-        speed = self.run.stage("speed", self.measure_speed)
+        speed = self.run.stage("speed", self.measure_speed, _SPEED)
         self.speed = SpeedModel(madds=speed["madds"], seconds=1 / speed["training"])
         self.images_per_second = speed["evaluation"]
         self.trial_speed = self.speed
         if self.pool is not None:
-            one_thread = self.run.stage("speed of a worker", lambda: self.measure_speed(threads=1))
+            one_thread = self.run.stage("speed of a worker", lambda: self.measure_speed(threads=1), _SPEED)
             self.trial_speed = SpeedModel(madds=one_thread["madds"], seconds=1 / one_thread["training"])
         if self.space is not None and self.worth_searching(start["pretrained"]):
             self.networks.append(self.search(start))
@@ -231,7 +238,7 @@ class DesignRun:
         assert self.space is not None
         budget_ms = start["budgets_ms"][-1]
         reward = Reward(form=self.config.reward, target_ms=search_time.ABOVE * budget_ms)
-        plan = SearchPlan(**self.run.stage("plan search", lambda: vars(self.plan_search())))
+        plan = SearchPlan(**self.run.stage("plan search", lambda: vars(self.plan_search()), SearchPlan))
         with self.run.timed("table"):
             self.table.fitted(self.reference, self.log)
         stage = Searching(
@@ -244,14 +251,15 @@ class DesignRun:
             self.run.path, self.data, self.task.preset(self.data, self.reference), self.table,
             start["reference_ms"], self.log,
         )  # fmt: skip
-        record = self.run.stage("search", stage.run)
-        full = self.run.stage("plan searched", lambda: self.plan_searched(len(record["top"])).to_dict())
+        record = self.run.stage("search", stage.run, searching.RECORD_FIELDS)
+        full = self.run.stage("plan searched", lambda: self.plan_searched(len(record["top"])).to_dict(), StagePlan)
         training = FullTraining(
             kind=self.task, data=self.data, preset=self.task.preset(self.data, self.reference),
             recipe=self.recipe, steps=full["steps"], folder=self.run.path / "train", voice=self.log,
         )  # fmt: skip
         self.searched = self.run.stage(
-            "training searched", lambda: searching.fully_trained(record, training, reward, self.config.seed)
+            "training searched", lambda: searching.fully_trained(record, training, reward, self.config.seed),
+            searching.RECORD_FIELDS,
         )
         spec = searching.winner(self.searched)
         entry = searching.winning_entry(self.searched)

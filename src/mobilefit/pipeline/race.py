@@ -19,12 +19,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mobilefit.adapt.judgement import Judgement
+from mobilefit.adapt.judgement import Judgement, load_losses
+from mobilefit.errors import InputError
 from mobilefit.pipeline.candidates import Candidate
-from mobilefit.runs import append_jsonl, atomic_file, read_jsonl
+from mobilefit.runs import append_jsonl, atomic_file, read_log
 from mobilefit.train.statistics import paired
 
 LOG = "race.jsonl"
+_FIELDS = {"rung": str, "name": str, "spec_id": str, "score": float, "seconds": float}
 HOPELESS = 3.0
 """Standard errors behind the best by which a candidate is out, however many may go on."""
 
@@ -85,7 +87,7 @@ class Race:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
-        self.rows: list[dict[str, Any]] = read_jsonl(folder / LOG)
+        self.rows: list[dict[str, Any]] = read_log(folder / LOG, lambda row: _FIELDS)
 
     def rung(
         self, rung: Rung, candidates: Sequence[Candidate], judge: Judge, *, run: Map[Candidate] = in_order
@@ -107,6 +109,11 @@ class Race:
                 f"{rung.what or rung.name}, {len(judged)}/{len(candidates)}: {candidate.name}, "
                 f"{candidate.latency_ms:.3g} ms, {result.score:.1%}, loss {result.losses.mean():.3f}"
             )
+        if len({len(result.losses) for result in judged.values()}) > 1:
+            raise InputError(
+                f"the losses in {self.folder / rung.name} are of different numbers of images",
+                "delete that folder: its candidates are then trained again",
+            )
         return standings([(c, judged[c.slug]) for c in candidates], rung.survivors)
 
     def _judged(self, rung: Rung, candidate: Candidate) -> Judged | None:
@@ -114,8 +121,8 @@ class Race:
         key = rung.name, candidate.name, candidate.spec.id
         for row in reversed(self.rows):
             if (row["rung"], row["name"], row["spec_id"]) == key:
-                with contextlib.suppress(OSError, ValueError, EOFError):  # missing, torn or empty
-                    losses = np.load(self._path(rung, candidate))
+                with contextlib.suppress(OSError, ValueError):  # missing, torn or empty
+                    losses = load_losses(self._path(rung, candidate))
                     return Judged(losses=losses, score=row["score"], seconds=row["seconds"])
                 return None
         return None

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from mobilefit.errors import InputError
+from mobilefit.parsing import check_fields
 from mobilefit.runs import append_jsonl, read_jsonl
 
 NAME = "trials.jsonl"
-_FIELDS = ("number", "tokens", "spec_id", "latency_ms", "accuracy", "reward", "error")
+_TRIAL = {
+    "number": int, "tokens": tuple[int, ...], "spec_id": str, "latency_ms": float | None, "accuracy": float | None,
+    "reward": Real | None, "error": Any,
+}  # fmt: skip
+_RESCORED = {"number": int, "accuracy": float, "loss": Real}
 
 Row = dict[str, Any]
 
@@ -63,22 +69,29 @@ class TrialLog:
             )
 
     def _take(self, row: Any, line: int) -> None:
+        try:
+            self._take_checked(row)
+        except InputError as error:
+            raise InputError(f"{self.path}, row {line}: {error.message}", _ELSEWHERE) from error
+
+    def _take_checked(self, row: Any) -> None:
         event = row.get("event") if isinstance(row, dict) else None
-        if event == "resumed" and isinstance(row.get("from"), int):
+        if event == "resumed":
+            check_fields(row, {"from": int}, "it")
             self.rows = {n: kept for n, kept in self.rows.items() if n < row["from"]}
             self.rescored = {}
-        elif event == "rescored" and all(name in row for name in ("number", "accuracy", "loss")):
+        elif event == "rescored":
+            check_fields(row, _RESCORED, "it")
             self.rescored[row["number"]] = row
-        elif event == "trial" and all(name in row for name in _FIELDS):
+        elif event == "trial":
+            check_fields(row, _TRIAL, "it")
             before = self.rows.get(row["number"])
             if before is not None and before["accuracy"] is not None:  # a failed one is tried again
-                raise InputError(
-                    f"{self.path}, row {line}: trial {row['number']} is there twice", _ELSEWHERE
-                )
+                raise InputError(f"trial {row['number']} is there twice")
             self.rows[row["number"]] = row
             self.rescored = {}
         else:
-            raise InputError(f"{self.path}, row {line}: not a row of a search's log", _ELSEWHERE)
+            raise InputError("not a row of a search's log")
 
     def add(self, row: Row) -> None:
         """Append a trial."""

@@ -32,7 +32,7 @@ from mobilefit.data import Preset
 from mobilefit.data.order import Indices
 from mobilefit.data.policy import policy
 from mobilefit.errors import InputError
-from mobilefit.runs import atomic_file, write_json
+from mobilefit.runs import atomic_file, open_file, write_json
 from mobilefit.train.classify import Classify
 from mobilefit.train.loss import Teacher
 from mobilefit.train.recipe import Recipe
@@ -347,7 +347,9 @@ class LogitsCache:
 
     def _load(self, first: int) -> npt.NDArray[np.float32] | None:
         try:
-            chunk: npt.NDArray[np.float32] = np.load(self._path(first), mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # missing, cut short, not of numpy
+            open_file(self._path(first)).close()  # not a pipe, which would keep us waiting
+            chunk = np.load(self._path(first), mmap_mode="r", allow_pickle=False)
+        except Exception:  # missing, cut short, not of numpy: half a dozen kinds
             return None
-        return chunk if chunk.ndim == 3 and len(chunk) == CHUNK_STEPS else None
+        whole = isinstance(chunk, np.memmap) and chunk.dtype == np.float32 and chunk.ndim == 3
+        return chunk if whole and len(chunk) == CHUNK_STEPS else None

@@ -7,15 +7,17 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from mobilefit.data import Preset, by_workers
+from mobilefit.errors import InputError, one_line
 from mobilefit.nn import Network, save_weights
 from mobilefit.progress import Progress
-from mobilefit.runs import append_jsonl, read_jsonl, write_atomic
+from mobilefit.runs import append_jsonl, read_log, write_atomic
 from mobilefit.train.checkpoint import (
     CHECKPOINT,
     Identity,
@@ -33,6 +35,8 @@ from mobilefit.train.trainer import Trainer, TrainingDiverged
 METRICS = "metrics.jsonl"
 BEST = "best.safetensors"
 DIVERGED = "diverged.pt"
+_ROW_FIELDS = {"step": int, "loss": Real}
+"""What every row of ``METRICS`` has; whatever else it has are numbers as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +97,24 @@ class Run:
         assert self.folder is not None
         state = load_latest(self.folder, self.identity)
         if state is not None:
-            self.trainer.load_state_dict(state)
-            self._window.losses, self._window.steps = state["window"]
-            self._earlier = float(state["seconds"])
-            self._thread_counts = [(done, threads) for done, threads in state.get("thread_counts", [])]
-        rows = read_jsonl(self.folder / METRICS)
-        self.history = [row for row in rows if row["step"] <= self.trainer.done]
+            try:
+                self._take_up(state)
+            except Exception as error:  # of another shape: half a dozen kinds
+                raise InputError(
+                    f"the checkpoint in {self.folder} does not hold the state of this training: {one_line(error)}",
+                    "delete it to train from the start",
+                ) from error
+        rows = read_log(self.folder / METRICS, lambda row: _ROW_FIELDS | dict.fromkeys({*row} - {*_ROW_FIELDS}, Real))
+        self.history = list({row["step"]: row for row in rows if row["step"] <= self.trainer.done}.values())
         if self.trainer.fabric.is_global_zero:
             write_atomic(self.folder / METRICS, "".join(f"{json.dumps(row)}\n" for row in self.history))
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+        losses, steps = state["window"]
+        self._window.losses, self._window.steps = float(losses), int(steps)
+        self._earlier = float(state["seconds"])
+        self._thread_counts = [(int(done), int(threads)) for done, threads in state.get("thread_counts", [])]
 
     def finish(self, label: str | None) -> FitResult:
         """Take the steps that are left."""
