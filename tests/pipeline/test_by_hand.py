@@ -45,6 +45,15 @@ def test_a_network_above_the_references_size_is_scaled_at_that(size: int) -> Non
     assert scaled.weights == "small.pth" and scaled.whole == SMALL.resolution(min(size, 64))
 
 
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_the_width_takes_all_of_the_budget_where_the_winner_does_not(slower: float) -> None:
+    """Between two sizes a lot of a budget may be left: by hand it would be used."""
+    best = winner(SMALL.resolution(48))
+    scaled = by_hand(1.5 * best.latency_ms, slower=slower).scaled_width(SMALL.resolution(64), None, best)
+    assert 1.3 * best.latency_ms < milliseconds(scaled.spec) <= 1.5 * best.latency_ms
+    assert scaled.latency_ms == pytest.approx(milliseconds(scaled.spec))
+
+
 def test_a_wider_network_has_no_weights_of_the_full_one() -> None:
     best = winner(SMALL.width(1.25).resolution(64))
     scaled = by_hand(best.latency_ms).scaled_width(SMALL.resolution(64), "small.pth", best)

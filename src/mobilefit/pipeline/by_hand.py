@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mobilefit.arch import NetSpec
@@ -74,16 +75,12 @@ class ByHand:
     def lower_resolution(self, smaller: Sizes, winner: Candidate) -> Candidate | None:
         """The largest of the smaller sizes that is within the budget; ``None``: none is.
 
-        What was not measured yet is measured beside the winner, whose latency takes out how much slower the machine
-        became.
+        What was not measured yet is measured now.
         """
-
-        def measure(specs: Sequence[NetSpec]) -> list[float]:
-            own, *latencies = self.design.measure([winner.spec, *specs])
-            return [latency_ms * winner.latency_ms / own for latency_ms in latencies]
 
         def measured_sizes() -> dict[str, Any]:
             ms_per_madd = winner.latency_ms / winner.spec.cost().madds
+            measure = partial(self.measured_beside, winner)
             networks_at.measure_sizes([smaller], [self.aim_ms], measure, ms_per_madd=ms_per_madd)
             return smaller.to_dict()
 
@@ -91,36 +88,42 @@ class ByHand:
         return next(iter(networks_at.within([sizes], self.aim_ms)), None)
 
     def scaled_width(self, full: NetSpec, weights: str | None, winner: Candidate) -> Candidate:
-        """The network by the width multiplier that comes nearest in measured latency, at its full size.
+        """The widest network within the budget by the width multiplier, at its full size.
 
-        A larger network above the reference's size is scaled at that: it is larger to teach, and by the width alone
-        nothing would be left of it.
+        It may be slower than the winner: by hand a user would take all of the budget too. A larger network above the
+        reference's size is scaled at that: it is larger to teach, and by the width alone nothing would be left of it.
 
         Args:
             weights: of the full network, where pretrained ones serve it.
         """
         if full.image_shape[0] > self.design.reference.image_shape[0]:
             full = full.resolution(*self.design.reference.image_shape)
-        spec = NetSpec.from_dict(self.stage("width", lambda: self.same_latency(full, winner), dict))
+        width = self.stage("scaled width", lambda: self.widest_within(full, winner), {"spec": dict, "latency_ms": float})
+        spec = NetSpec.from_dict(width["spec"])
         return Candidate(
-            spec=spec, latency_ms=winner.latency_ms, origin="width", weights=weights if covers(full, spec) else None,
+            spec=spec, latency_ms=width["latency_ms"], origin="width", weights=weights if covers(full, spec) else None,
             whole=full,
         )  # fmt: skip
 
-    def same_latency(self, full: NetSpec, winner: Candidate) -> dict[str, Any]:
-        """A network scaled in width to a candidate's latency."""
-        c = self.design
-        goal = winner.latency_ms
-        low, high = 5, WIDEST  # percent; narrower below, wider above the goal
+    def widest_within(self, full: NetSpec, winner: Candidate) -> dict[str, Any]:
+        """A network scaled in width to the budget, and its latency at the speed that the machine had at the start."""
+        low, high = 5, WIDEST  # percent; within the budget below, over it above
         while high - low > 1:
             middle = (low + high) // 2
-            narrower = c.measure([full.width(middle / 100)])[0] <= goal
-            low, high = (middle, high) if narrower else (low, middle)
+            within = self.measured_beside(winner, [full.width(middle / 100)])[0] <= self.aim_ms
+            low, high = (middle, high) if within else (low, middle)
         around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
         near = list({s.id: s for s in (full.width(w / 100) for w in around)}.values())
-        goal, *latencies = c.measure([winner.spec, *near])
-        best = min(range(len(near)), key=lambda i: abs(latencies[i] - goal))
-        return near[best].to_dict()
+        latencies = self.measured_beside(winner, near)
+        best = max(
+            range(len(near)), key=lambda i: (latencies[i] <= self.aim_ms, -abs(latencies[i] - self.aim_ms))
+        )
+        return {"spec": near[best].to_dict(), "latency_ms": latencies[best]}
+
+    def measured_beside(self, winner: Candidate, specs: Sequence[NetSpec]) -> list[float]:
+        """Latencies at the speed that the machine had when the winner was measured: it is measured again beside them."""
+        own, *latencies = self.design.measure([winner.spec, *specs])
+        return [latency_ms * winner.latency_ms / own for latency_ms in latencies]
 
 
 def same_widths(spec: NetSpec, other: NetSpec) -> bool:
