@@ -20,14 +20,14 @@ def milliseconds(spec: NetSpec) -> float:
     return spec.cost().madds / 1e6
 
 
-def by_hand(aim_ms: float, *, slower: float = 1.0) -> ByHand:
+def by_hand(aim_ms: float, *, slower: float = 1.0, networks: Sequence[Sizes] = ()) -> ByHand:
     def measure(specs: Sequence[NetSpec]) -> list[float]:
         return [slower * milliseconds(spec) for spec in specs]
 
     def stage(name: str, work: Callable[[], Any], shape: Any) -> Any:
         return work()
 
-    design: Any = SimpleNamespace(reference=SMALL.resolution(64), measure=measure)
+    design: Any = SimpleNamespace(reference=SMALL.resolution(64), measure=measure, networks=networks)
     return ByHand(design, aim_ms, stage)
 
 
@@ -52,6 +52,19 @@ def test_the_width_takes_all_of_the_budget_where_the_winner_does_not(slower: flo
     scaled = by_hand(1.5 * best.latency_ms, slower=slower).scaled_width(SMALL.resolution(64), None, best)
     assert 1.3 * best.latency_ms < milliseconds(scaled.spec) <= 1.5 * best.latency_ms
     assert scaled.latency_ms == pytest.approx(milliseconds(scaled.spec))
+
+
+def test_narrowed_networks_have_more_pixels_and_fill_the_budget() -> None:
+    best, larger = winner(SMALL.resolution(32)), SMALL.resolution(64)
+    sizes = Sizes(spec=SMALL, weights="small.pth", sizes=(32, 64))
+    hand = by_hand(1.2 * best.latency_ms, networks=[sizes])
+    trained: Any = SimpleNamespace(label="seed", network=SimpleNamespace(spec=larger))
+    networks = hand.narrowed(best, trained)
+    assert [network.spec.image_shape[0] for network in networks] == [48, 64]  # of 40, 48, 56 and 64
+    for network in networks:
+        assert best.latency_ms < network.latency_ms <= 1.2 * best.latency_ms
+        assert network.whole == SMALL.resolution(network.spec.image_shape[0]) and network.weights == "small.pth"
+    assert [hand.kind_of(network, trained) for network in networks] == ["candidate", "width"]
 
 
 def test_a_wider_network_has_no_weights_of_the_full_one() -> None:

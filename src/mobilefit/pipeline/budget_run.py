@@ -32,9 +32,8 @@ from mobilefit.train import SoftTargets
 
 TEACHER_MADDS = {"classify": (1.3, 2.6), "detect": (1.3, 4.0), "segment": (1.3, 4.0)}
 """Least and most multiply-adds of the larger network, in the student's. A classifier at twice the student's
-resolution taught no better than one at one and a half times (MobileNetV2 at 64 px, photos of clothes). Boxes gain
-more from pixels than from channels: at one latency SSDLite on MobileNetV2 reached 30, 42, 48 and 55 % mAP@0.5 at 96,
-112, 144 and 160 px, the larger ones by fewer channels (BCCD, 20 epochs), and what is narrowed is the larger network."""
+resolution taught no better than one at one and a half times (MobileNetV2 at 64 px, photos of clothes). Boxes and masks
+may gain more by pixels than they lose by channels: see :meth:`.by_hand.ByHand.narrowed`."""
 LEAST_TEACHER_EPOCHS = 3.0
 PROBED = 3
 """With more candidates than this, pretrained ones are first compared by frozen features."""
@@ -78,6 +77,9 @@ class BudgetRun:
             self.log(f"the seed network meets the budget already ({ranked[0].latency_ms:.4g} of "
                      f"{self.budget_ms:.4g} ms): NetAdapt is not needed")  # fmt: skip
         larger = self.larger(ranked)
+        narrows = self.task.task != "classify" and self.config.resolution is None  # classes need channels more than pixels
+        if narrows and larger is not None and ranked:
+            ranked = [ranked[0], *self.by_hand.narrowed(ranked[0], larger), *ranked[1:]]
         entrants = [
             Entrant(kind=self.by_hand.kind_of(c, larger), candidate=c, initial=self.initial(c, larger)) for c in ranked
         ]
