@@ -20,14 +20,17 @@ def milliseconds(spec: NetSpec) -> float:
     return spec.cost().madds / 1e6
 
 
-def by_hand(aim_ms: float, *, slower: float = 1.0, networks: Sequence[Sizes] = ()) -> ByHand:
+def by_hand(aim_ms: float, *, slower: float = 1.0, judged: float = 1.0, networks: Sequence[Sizes] = ()) -> ByHand:
     def measure(specs: Sequence[NetSpec]) -> list[float]:
         return [slower * milliseconds(spec) for spec in specs]
 
     def stage(name: str, work: Callable[[], Any], shape: Any) -> Any:
         return work()
 
-    design: Any = SimpleNamespace(reference=SMALL.resolution(64), measure=measure, networks=networks)
+    design: Any = SimpleNamespace(
+        reference=SMALL.resolution(64), measure=measure, networks=networks,
+        judged_latency=lambda spec: judged * milliseconds(spec),
+    )  # fmt: skip
     return ByHand(design, aim_ms, stage)
 
 
@@ -52,6 +55,15 @@ def test_the_width_takes_all_of_the_budget_where_the_winner_does_not(slower: flo
     scaled = by_hand(1.5 * best.latency_ms, slower=slower).scaled_width(SMALL.resolution(64), None, best)
     assert 1.3 * best.latency_ms < milliseconds(scaled.spec) <= 1.5 * best.latency_ms
     assert scaled.latency_ms == pytest.approx(milliseconds(scaled.spec))
+
+
+def test_a_width_that_is_over_the_budget_when_judged_again_is_narrowed_further() -> None:
+    best = winner(SMALL.resolution(48))
+    full = SMALL.resolution(64)
+    first, again = (
+        by_hand(1.2 * best.latency_ms, judged=judged).scaled_width(full, None, best) for judged in (1.0, 1.1)
+    )
+    assert 1.1 * milliseconds(first.spec) > 1.2 * best.latency_ms >= 1.1 * milliseconds(again.spec)
 
 
 def test_narrowed_networks_have_more_pixels_and_fill_the_budget() -> None:

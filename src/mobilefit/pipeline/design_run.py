@@ -198,6 +198,11 @@ class DesignRun:
         """Milliseconds of the int8 files of networks."""
         return [latency.median_ms for latency in lab.measured(specs, self.phone, CANDIDATE_RULE)]
 
+    def judged_latency(self, spec: NetSpec) -> float:
+        """Milliseconds as they are judged at the end: timed longer, beside the reference, at its speed when it began."""
+        reference, own = (latency.median_ms for latency in lab.measured([self.reference, spec], self.phone))
+        return own / max(1.0, reference / self.reference_ms)
+
     def measure_speed(self, threads: int | None = None) -> dict[str, float]:
         """Train and evaluate the reference for a few seconds."""
         recipe = replace(self.recipe, distillation=0.0)
