@@ -202,6 +202,7 @@ def test_a_header_that_misleads_is_told_at_once(tmp_path: Path, case: str) -> No
 
 LARGE: dict[str, tuple[list[Member], str]] = {
     "a megabyte of key": ([("k" * 1_000_000 + ".png", IMAGE), *samples(0, 2)], "a key of 1,000,000 bytes"),
+    "two megabytes of a name that is no sample's": ([("k" * 2_000_000 + ".txt", b""), *samples(0, 2)], "a header of 2000"),
     "a label file of 2 MB": ([("0.png", IMAGE), ("0.cls", b"1" * 2_000_000)], "a label of 2,000,000 bytes"),
     "deep JSON": ([("0.png", IMAGE), ("0.json", b'{"label": ' + b"[" * 100_000)], "no JSON"),
     "a label of 5,000 digits": ([("0.png", IMAGE), ("0.json", b'{"label": ' + b"9" * 5000 + b"}")], "no JSON"),
