@@ -399,7 +399,7 @@ def winning_entry(found: dict[str, Any]) -> dict[str, Any]:
     """The winner among a search's best networks."""
     if not 0 <= found["winner"] < len(found["top"]):
         raise InputError(f"the search's winner is network {found['winner']} of {len(found['top'])}")
-    return check_fields(found["top"][found["winner"]], _TOP_FIELDS, "the search's winner")
+    return check_fields(found["top"][found["winner"]], {"spec": dict}, "the search's winner")
 
 
 def winner(found: dict[str, Any]) -> NetSpec:
