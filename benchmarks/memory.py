@@ -146,7 +146,7 @@ def commands(data: str, folder: Path, work: Path) -> dict[str, Command]:
     weights, file = str(run / "model.safetensors"), str(run / "export" / "model_int8.tflite")
     at = str(folder)
     lines: dict[str, Command] = {
-        "doctor": ("doctor", at, *task),
+        "doctor": ("doctor", at, *task, "--out", str(work)),
         "train": ("train", at, *task, "--model", network, *CUT.split(), "--out", str(run)),
         "evaluate": ("evaluate", at, weights),
         "export": ("export", weights, at, "--out", str(run / "export")),

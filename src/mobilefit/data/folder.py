@@ -12,8 +12,8 @@ Parts may have other names; what is no folder of class folders is refused: see `
 
 Images may lie deeper inside a class folder; a folder of masks beside one of images there is not read, and counted.
 A ``test`` of images without class folders, as competitions give it out, is left aside. Hidden files, what systems
-put beside files (``layout.JUNK``) and files without an image's extension (``EXTENSIONS``) are ignored; of the latter those that may be pictures are
-counted. Classes and files are taken in sorted order. Folders named by WordNet
+put beside files (``layout.JUNK``) and files without an image's extension (``EXTENSIONS``) are ignored; of the latter
+those that may be pictures are counted. Classes and files are taken in sorted order. Folders named by WordNet
 ids get readable class names, and ImageNet's flat ``val`` is read too: see ``mobilefit.data.imagenet``.
 
 **The rule for bad files.** Every image file is read and decoded to its end when the data set is

@@ -77,12 +77,7 @@ class BudgetRun:
             self.log(f"the seed network meets the budget already ({ranked[0].latency_ms:.4g} of "
                      f"{self.budget_ms:.4g} ms): NetAdapt is not needed")  # fmt: skip
         larger = self.larger(ranked)
-        narrows = self.task.task != "classify" and self.config.resolution is None  # classes need channels more than pixels
-        if narrows and larger is not None and ranked:
-            ranked = [ranked[0], *self.by_hand.narrowed(ranked[0], larger), *ranked[1:]]
-        entrants = [
-            Entrant(kind=self.by_hand.kind_of(c, larger), candidate=c, initial=self.initial(c, larger)) for c in ranked
-        ]
+        entrants = self.entrants(ranked, larger)
         shrunk = self.shrunk(larger)
         if shrunk is not None:
             entrants.insert(1, shrunk)  # it took a third of the time: the last to be left out but for the best one
@@ -172,6 +167,16 @@ class BudgetRun:
         """What a candidate begins with: the larger network's weights, pretrained ones, or none."""
         weights = self.design.weights_from(larger)
         return partial(weights.network, candidate.spec, candidate.weights, whole=candidate.whole)
+
+    def entrants(self, ranked: list[Candidate], larger: Trained | None) -> list[Entrant]:
+        """Who is in the finals, the most promising one first: the first ones are trained where there is little time.
+
+        Classes need channels more than pixels; for boxes and masks networks of more pixels and fewer channels come in,
+        except where the user fixed the resolution.
+        """
+        if self.task.task != "classify" and self.config.resolution is None and larger is not None and ranked:
+            ranked = [ranked[0], *self.by_hand.narrowed(ranked[0], larger), *ranked[1:]]
+        return [Entrant(kind=self.by_hand.kind_of(c, larger), candidate=c, initial=self.initial(c, larger)) for c in ranked]
 
     # ---- the larger network
 

@@ -1,4 +1,4 @@
-"""What a user could do by hand in the place of a design: a lower resolution, or the width multiplier."""
+"""Networks scaled to a budget by resolution and width: what a user could do by hand, and what lies between."""
 
 from __future__ import annotations
 

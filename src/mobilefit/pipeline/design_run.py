@@ -11,7 +11,7 @@ from mobilefit import adapt, arch
 from mobilefit.arch import NetSpec
 from mobilefit.cluster import RayPool
 from mobilefit.data import Preset
-from mobilefit.device import Phone
+from mobilefit.device import Latency, Phone
 from mobilefit.errors import InputError
 from mobilefit.jobs import kinds, lab, searching
 from mobilefit.jobs import plan as search_time
@@ -199,9 +199,13 @@ class DesignRun:
         return [latency.median_ms for latency in lab.measured(specs, self.phone, CANDIDATE_RULE)]
 
     def judged_latency(self, spec: NetSpec) -> float:
-        """Milliseconds as they are judged at the end: timed longer, beside the reference, at its speed when it began."""
-        reference, own = (latency.median_ms for latency in lab.measured([self.reference, spec], self.phone))
-        return own / max(1.0, reference / self.reference_ms)
+        """Milliseconds of a network's int8 file as they are judged at the end: timed longer, beside the reference."""
+        reference, own = lab.measured([self.reference, spec], self.phone)
+        return own.median_ms / self.slowdown(reference)
+
+    def slowdown(self, reference: Latency) -> float:
+        """How many times slower the machine is than when the budget was set, by what the reference takes; at least 1."""
+        return max(1.0, reference.median_ms / self.reference_ms)
 
     def measure_speed(self, threads: int | None = None) -> dict[str, float]:
         """Train and evaluate the reference for a few seconds."""

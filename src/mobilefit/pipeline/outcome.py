@@ -54,7 +54,7 @@ def within_budget(
     judged: list[float] = []
     for _ in range(1 + JUDGED_AGAIN):
         reference, *again = lab.side_by_side(blobs, design.phone)
-        slower = max(1.0, reference.median_ms / design.reference_ms)
+        slower = design.slowdown(reference)
         latencies = [min(pair, key=lambda x: x.median_ms) for pair in zip(latencies or again, again)]
         judged = [min(pair) for pair in zip(judged or [np.inf] * len(again), (x.median_ms / slower for x in again))]
         if judged[order[0]] <= budget_ms:
