@@ -287,6 +287,21 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
         taught(network(), Counting(), tmp_path / "file")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "archive"])
+def test_what_is_no_cached_answer_is_asked_again(undisturbed: Network, tmp_path: Path, kind: str) -> None:
+    taught(network(), Counting(), tmp_path)
+    (first, *_) = sorted(tmp_path.glob("*/*.npy"))
+    first.unlink()
+    if kind == "pipe":
+        os.mkfifo(first)  # whoever opened it would wait for ever
+    else:
+        with first.open("wb") as file:
+            np.savez(file, answers=np.zeros(3))
+    teacher = Counting()
+    assert same_weights(taught(network(), teacher, tmp_path), undisturbed)
+    assert len(teacher.images) >= CHUNK_STEPS
+
+
 def test_a_cache_tells_what_it_is_of(tmp_path: Path) -> None:
     taught(network(), Counting(), tmp_path, steps=3)
     fields = json.loads(next(tmp_path.glob("*/teacher.json")).read_text())
