@@ -20,9 +20,7 @@ def milliseconds(spec: NetSpec) -> float:
     return spec.cost().madds / 1e6
 
 
-def by_hand(
-    aim_ms: float, *, slower: float = 1.0, judged: float = 1.0, detections: float = 0.0, networks: Sequence[Sizes] = ()
-) -> ByHand:
+def by_hand(aim_ms: float, *, slower: float = 1.0, judged: float = 1.0, networks: Sequence[Sizes] = ()) -> ByHand:
     def measure(specs: Sequence[NetSpec]) -> list[float]:
         return [slower * milliseconds(spec) for spec in specs]
 
@@ -31,7 +29,7 @@ def by_hand(
 
     design: Any = SimpleNamespace(
         reference=SMALL.resolution(64), measure=measure, networks=networks,
-        judged_latency=lambda spec: judged * milliseconds(spec), detections_ms=lambda spec: detections,
+        judged_latency=lambda spec: judged * milliseconds(spec),
     )  # fmt: skip
     return ByHand(design, aim_ms, stage)
 
@@ -66,14 +64,6 @@ def test_a_width_that_is_over_the_budget_when_judged_again_is_narrowed_further()
         by_hand(1.2 * best.latency_ms, judged=judged).scaled_width(full, None, best) for judged in (1.0, 1.1)
     )
     assert 1.1 * milliseconds(first.spec) > 1.2 * best.latency_ms >= 1.1 * milliseconds(again.spec)
-
-
-def test_what_detections_take_is_no_networks() -> None:
-    best = winner(SMALL.resolution(48))
-    aim_ms = 1.2 * best.latency_ms
-    scaled = by_hand(aim_ms, detections=0.3 * best.latency_ms).scaled_width(SMALL.resolution(64), None, best)
-    assert milliseconds(scaled.spec) <= 0.9 * best.latency_ms < milliseconds(by_hand(aim_ms).scaled_width(
-        SMALL.resolution(64), None, best).spec)  # fmt: skip
 
 
 def test_narrowed_networks_have_more_pixels_and_fill_the_budget() -> None:

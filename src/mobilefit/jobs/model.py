@@ -49,17 +49,21 @@ def input_shape(spec: NetSpec) -> tuple[int, int, int, int]:
 
 
 def int8_for_timing(spec: NetSpec) -> bytes:
-    """An int8 file of the spec with made-up weights and ranges: its latency is the real one's."""
+    """An int8 file of the spec with made-up weights and ranges: its latency is the real one's, of a detector the most."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(spec).eval()
-    return int8.with_random_ranges(compiled(network, outputs=_finding_nothing(spec)))
+    return int8.with_random_ranges(compiled(network, outputs=_finding_everything(spec)))
 
 
-def _finding_nothing(spec: NetSpec) -> Outputs | None:
-    """The usual outputs, made-up scores being no detections: how many there are depends on the picture."""
+def _finding_everything(spec: NetSpec) -> Outputs | None:
+    """The usual outputs, all default boxes being detections: a trained detector on any picture is no slower.
+
+    What is found costs time: SSDLite on MobileNetV2 0.45 at 176 px takes 0.94 ms if it finds nothing, 1.11 ms as trained
+    on BCCD and 1.15 ms if every default box is above the threshold.
+    """
     usual = usual_outputs(spec)
-    return replace(usual, score_threshold=1.0) if isinstance(usual, DetectionOutputs) else usual
+    return replace(usual, score_threshold=0.0) if isinstance(usual, DetectionOutputs) else usual
 
 
 def compiled(

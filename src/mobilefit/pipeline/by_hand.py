@@ -123,20 +123,19 @@ class ByHand:
 
     def widest_within(self, full: NetSpec, winner: Candidate) -> dict[str, Any]:
         """A network scaled in width to the budget, and its latency at the speed that the machine had at the start."""
-        aim_ms = self.aim_ms - self.design.detections_ms(full)
         low, high = 5, WIDEST  # percent; within the budget below, over it above
         while high - low > 1:
             middle = (low + high) // 2
-            within = self.measured_beside(winner, [full.width(middle / 100)])[0] <= aim_ms
+            within = self.measured_beside(winner, [full.width(middle / 100)])[0] <= self.aim_ms
             low, high = (middle, high) if within else (low, middle)
         around = range(max(5, low - WIDTHS_AROUND), min(WIDEST, low + WIDTHS_AROUND) + 1)
         near = list({s.id: s for s in (full.width(w / 100) for w in around)}.values())
         latencies = self.measured_beside(winner, near)
         # The widest one that no narrower one contradicts, judged again: of noisy latencies the least would win, and what
         # is over the budget at the end was trained in vain.
-        over = next((i for i, latency_ms in enumerate(latencies) if latency_ms > aim_ms), len(near))
+        over = next((i for i, latency_ms in enumerate(latencies) if latency_ms > self.aim_ms), len(near))
         best = max(0, over - 1)
-        while best > 0 and self.design.judged_latency(near[best]) > aim_ms:
+        while best > 0 and self.design.judged_latency(near[best]) > self.aim_ms:
             best -= 1
         return {"spec": near[best].to_dict(), "latency_ms": latencies[best]}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mobilefit import adapt, arch, int8
+from mobilefit import adapt, arch
 from mobilefit.arch import NetSpec
 from mobilefit.cluster import RayPool
 from mobilefit.data import Preset
@@ -18,12 +18,11 @@ from mobilefit.jobs import plan as search_time
 from mobilefit.jobs.folder import RECORD, RunFolder
 from mobilefit.jobs.kinds import Kind
 from mobilefit.jobs.lab import Trained
-from mobilefit.jobs.model import calibration, compiled, int8_for_timing, network_for, spec_of
+from mobilefit.jobs.model import network_for, spec_of
 from mobilefit.jobs.options import Budget
 from mobilefit.jobs.plan import SearchPlan
 from mobilefit.jobs.searching import FullTraining, Search, Searching
 from mobilefit.nn import Network, load_network, save_weights
-from mobilefit.nn.boxes import spec_anchors
 from mobilefit.pipeline import candidates as networks_at
 from mobilefit.pipeline import time_budget
 from mobilefit.pipeline.candidates import Candidate, Sizes
@@ -203,24 +202,6 @@ class DesignRun:
         """Milliseconds of a network's int8 file as they are judged at the end: timed longer, beside the reference."""
         reference, own = lab.measured([self.reference, spec], self.phone)
         return own.median_ms / self.slowdown(reference)
-
-    def detections_ms(self, spec: NetSpec) -> float:
-        """What a detector's boxes add to its measured latency, milliseconds; 0 before the larger network is trained.
-
-        Networks are timed with made-up weights, and find nothing. What is found costs time in proportion to the default
-        boxes: with SSDLite on MobileNetV2 from 0.05 of 1 ms at 112 px to 0.2 at 224 px, whatever the width.
-        """
-        if self.task.task != "detect" or self.larger is None:
-            return 0.0
-        larger = self.larger
-        per_box: float = self.run.stage("detections", lambda: self.measure_detections(larger), float)
-        return per_box * len(spec_anchors(spec))
-
-    def measure_detections(self, larger: Trained) -> float:
-        """Milliseconds that a default box costs a trained detector beyond what it costs one that finds nothing."""
-        blob = int8.quantize(compiled(larger.network), calibration(self.data, larger.preset, self.config.seed))
-        idle, finding = lab.side_by_side([int8_for_timing(larger.network.spec), blob], self.phone)
-        return max(0.0, finding.median_ms - idle.median_ms) / len(spec_anchors(larger.network.spec))
 
     def slowdown(self, reference: Latency) -> float:
         """How many times slower the machine is than when the budget was set, by what the reference takes; at least 1."""
