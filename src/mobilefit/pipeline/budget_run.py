@@ -172,10 +172,11 @@ class BudgetRun:
         """Who is in the finals, the most promising one first: the first ones are trained where there is little time.
 
         Classes need channels more than pixels; for boxes and masks networks of more pixels and fewer channels come in,
-        except where the user fixed the resolution.
+        except where the user fixed the resolution, and for boxes they come first: those are small.
         """
         if self.task.task != "classify" and self.config.resolution is None and larger is not None and ranked:
-            ranked = [ranked[0], *self.by_hand.narrowed(ranked[0], larger), *ranked[1:]]
+            narrowed = self.by_hand.narrowed(ranked[0], larger)
+            ranked = [*narrowed, *ranked] if self.task.task == "detect" else [ranked[0], *narrowed, *ranked[1:]]
         return [Entrant(kind=self.by_hand.kind_of(c, larger), candidate=c, initial=self.initial(c, larger)) for c in ranked]
 
     # ---- the larger network
@@ -389,14 +390,40 @@ class BudgetRun:
         ))  # fmt: skip
         self.log(f"full trainings of {plan['epochs']:.1f} epochs, about {time_budget.duration(plan['seconds'])}")
         trained = []
+        entrants = list(entrants)
         for seed in range(self.config.seed, self.config.seed + self.config.seeds):
-            for entrant in entrants:
+            for entrant in tuple(entrants):
+                beside = seed == self.config.seed and entrant is not entrants[0]
+                if beside and self.too_late_for(entrant, plan, teacher, export_):
+                    entrants.remove(entrant)
+                    continue
                 with c.run.timed(f"{self.prefix}training {entrant.kind}"):
                     trained.append(c.train(
                         f"{self.prefix.strip()}-{entrant.kind}".strip("-"), self.label(entrant), plan["steps"],
                         seed, entrant.initial, teacher, kind=entrant.kind,
                     ))  # fmt: skip
         return trained
+
+    def too_late_for(
+        self, entrant: Entrant, plan: dict[str, Any], teacher: SoftTargets | TeacherFile | None, export_seconds: float
+    ) -> bool:
+        """Whether the machine became so slow that a network beside the winner would end after the time that was promised.
+
+        It is left out then, and that is said; the trainings' length stays, or they could not be compared.
+        """
+        if self.config.epochs is not None:
+            return False
+
+        def late() -> bool:
+            each = self.config.seeds * self.design.step_seconds(entrant.candidate.spec, teacher)
+            left, grace = self.left(), 60 * self.config.minutes * time_budget.GRACE
+            return left == 0 or plan["steps"] * each + export_seconds > left + grace
+
+        if not self.stage(f"late for {entrant.kind}", late, bool):
+            return False
+        self.left_out.append(entrant.kind)
+        self.log(f"the machine became slower: there is no time to train {report.BY_HAND[entrant.kind]}, left out")
+        return True
 
     def label(self, entrant: Entrant) -> str:
         """What an entrant is called in the record's table."""

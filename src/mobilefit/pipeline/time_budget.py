@@ -46,6 +46,8 @@ LEAST_BESIDE_EPOCHS = 2.0
 winner is trained for longer instead."""
 RESERVE = 0.04
 """Of the whole time: kept for what no stage foresees."""
+GRACE = 0.1
+"""Of the whole time: how much later a run may end before a network beside the winner is left out for it."""
 EXPORT_SECONDS = 6.0
 """Of a network's quantizing and measuring, beside its run over the test images."""
 FILE_SLOWER = 1.6
