@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ def by_hand(aim_ms: float, *, slower: float = 1.0, judged: float = 1.0, networks
         return work()
 
     design: Any = SimpleNamespace(
-        reference=SMALL.resolution(64), measure=measure, networks=networks,
+        run=SimpleNamespace(path=Path("run")), reference=SMALL.resolution(64), measure=measure, networks=networks,
         judged_latency=lambda spec: judged * milliseconds(spec),
     )  # fmt: skip
     return ByHand(design, aim_ms, stage)

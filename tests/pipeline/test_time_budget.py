@@ -17,6 +17,7 @@ from mobilefit.pipeline.time_budget import (
     EXPONENT,
     LEAST_STEPS,
     MOST_TUNE_STEPS,
+    RUNG_STEPS,
     AdaptPlan,
     RungPlan,
     SpeedModel,
@@ -30,6 +31,7 @@ from mobilefit.pipeline.time_budget import (
     knapsack,
     netadapt,
     race_rung,
+    rung_steps,
     training_madds,
     with_answers,
 )
@@ -79,19 +81,19 @@ def test_few_images_make_small_batches(images: int, batch: int) -> None:
 
 
 def test_a_rung_is_as_long_as_it_should_be_where_there_is_time() -> None:
-    plan = race_rung(2.0, 1000.0, [0.1, 0.2, 0.3], per_epoch=50, evaluation_seconds=4.0)
+    plan = race_rung(100, 1000.0, [0.1, 0.2, 0.3], per_epoch=50, evaluation_seconds=4.0)
     assert plan == RungPlan(steps=100, epochs=2.0, seconds=60.0 + 12.0, candidates=3)
 
 
 def test_a_rung_keeps_to_its_seconds() -> None:
-    plan = race_rung(5.0, 75.0, [0.125, 0.125, 0.5], per_epoch=40, evaluation_seconds=5.0)
+    plan = race_rung(200, 75.0, [0.125, 0.125, 0.5], per_epoch=40, evaluation_seconds=5.0)
     assert plan == RungPlan(steps=80, epochs=2.0, seconds=75.0, candidates=3)  # 60 s / 0.75 s, of each
 
 
 def test_workers_share_a_rung() -> None:
     def steps(step_seconds: list[float], parallel: int, seconds: float = 30.0) -> int:
         return race_rung(
-            5.0, seconds, step_seconds, per_epoch=40, evaluation_seconds=0.0, parallel=parallel
+            200, seconds, step_seconds, per_epoch=40, evaluation_seconds=0.0, parallel=parallel
         ).steps  # fmt: skip
 
     assert [steps([0.125] * 4, n) for n in (1, 2, 4, 8)] == [60, 120, 200, 200]  # never more than asked for
@@ -100,23 +102,30 @@ def test_workers_share_a_rung() -> None:
 
 
 def test_the_last_candidates_go_where_there_is_no_time_for_all() -> None:
-    plan = race_rung(5.0, 30.0, [0.125] * 10, per_epoch=40, evaluation_seconds=0.0)
+    plan = race_rung(200, 30.0, [0.125] * 10, per_epoch=40, evaluation_seconds=0.0)
     assert plan.candidates == 4 and plan.steps == 60 and plan.seconds == 30.0
-    assert race_rung(5.0, 30.0, [0.125] * 10, per_epoch=40, evaluation_seconds=2.5).candidates == 3
+    assert race_rung(200, 30.0, [0.125] * 10, per_epoch=40, evaluation_seconds=2.5).candidates == 3
 
 
 def test_a_rung_without_time_is_none() -> None:
-    plan = race_rung(2.0, 0.0, [0.5, 0.5], per_epoch=50, evaluation_seconds=1.0)
+    plan = race_rung(100, 0.0, [0.5, 0.5], per_epoch=50, evaluation_seconds=1.0)
     assert (plan.candidates, plan.steps, plan.seconds) == (1, 0, 0.0)
 
 
-def test_few_images_need_few_steps() -> None:
-    plan = race_rung(2.0, 10.0, [0.5, 0.5], per_epoch=4, evaluation_seconds=0.5)
-    assert (plan.candidates, plan.steps) == (2, 8)  # two epochs are fewer than the least
+def test_a_rung_shorter_than_the_least_is_not_left_out() -> None:
+    plan = race_rung(8, 10.0, [0.5, 0.5], per_epoch=4, evaluation_seconds=0.5)
+    assert (plan.candidates, plan.steps) == (2, 8)
 
 
-def test_part_of_an_epoch_is_rounded_up() -> None:
-    assert race_rung(0.5, 1e6, [1e-3] * 2, per_epoch=51, evaluation_seconds=0.0).steps == 26
+@pytest.mark.parametrize(("per_epoch", "full_epochs", "steps"), [
+    (860, None, (1720, 4300)), (86, None, (172, 430)),  # 27,600 and 2,761 images in batches of 32
+    (8, None, RUNG_STEPS),  # 500 images in batches of 62
+    (8, 20.0, (150, 160)), (8, 10.0, (80, 80)), (8, 1.0, (16, 40)), (51, 0.5, (102, 255)),
+])  # fmt: skip
+def test_few_images_are_seen_more_often_in_the_race(
+    per_epoch: int, full_epochs: float | None, steps: tuple[int, int]
+) -> None:
+    assert tuple(rung_steps(number, per_epoch, full_epochs) for number in (0, 1)) == steps
 
 
 def test_full_trainings_share_the_seconds() -> None:
@@ -230,7 +239,7 @@ def test_the_rounds_of_a_knapsack_are_tuned_by_what_is_left() -> None:
 def test_a_plan_comes_back_from_json() -> None:
     plan = adapted(3600.0)
     assert AdaptPlan(**plan.to_dict()) == plan
-    stage = race_rung(2.0, 60.0, [0.1] * 2, per_epoch=50, evaluation_seconds=0.0)
+    stage = race_rung(100, 60.0, [0.1] * 2, per_epoch=50, evaluation_seconds=0.0)
     assert RungPlan(**stage.to_dict()) == stage
 
 

@@ -111,7 +111,13 @@ class StepRun:
             raise InputError(f"{self.log_path} began from another network", "use another output folder")
         self.accepted = [row for row in self.rows if row["event"] in ("seed", "accepted")][-1]
         if self.accepted["step"]:
-            self.network = load_network(self._weights(self.accepted["step"]))
+            weights = self._weights(self.accepted["step"])
+            if not weights.is_file():
+                raise InputError(
+                    f"{self.log_path} ends with step {self.accepted['step']}, whose weights ({weights.name}) are not there",
+                    ROW_HINT,
+                )
+            self.network = load_network(weights)
             self._forget(self.accepted["step"])
 
     def _refuse_repeated(self) -> None:

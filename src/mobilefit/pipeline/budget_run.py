@@ -132,7 +132,7 @@ class BudgetRun:
         name = f"{self.prefix}rung_1"
         teacher = c.soft_targets(None)
         plan = self.planned("rung_1", lambda: c.rung_plan(
-            time_budget.RUNG_EPOCHS[0], self.left() * time_budget.RACE_SHARE / 2, contenders, teacher
+            0, self.left() * time_budget.RACE_SHARE / 2, contenders, teacher
         ), RungPlan)  # fmt: skip
         contenders = self.affordable(contenders, plan)
         if len(contenders) < 2:
@@ -327,7 +327,7 @@ class BudgetRun:
         name = f"{self.prefix}rung_2"
         teacher = c.soft_targets(larger)
         plan = self.planned("rung_2", lambda: c.rung_plan(
-            time_budget.RUNG_EPOCHS[1], self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants], teacher
+            1, self.left() * time_budget.RACE_SHARE, [e.candidate for e in entrants], teacher
         ), RungPlan)  # fmt: skip
         entrants = self.affordable(entrants, plan)
         if len(entrants) < 2:

@@ -86,7 +86,7 @@ class ByHand:
             networks_at.measure_sizes([smaller], [self.aim_ms], measure, ms_per_madd=ms_per_madd)
             return smaller.to_dict()
 
-        sizes = Sizes.from_dict(self.stage("resolution", measured_sizes, dict))
+        sizes = Sizes.from_dict(self.stage("resolution", measured_sizes, dict), f"{self.design.run.path}: resolution")
         return next(iter(networks_at.within([sizes], self.aim_ms)), None)
 
     def scaled_width(self, full: NetSpec, weights: str | None, winner: Candidate) -> Candidate:

@@ -103,9 +103,16 @@ class Sizes:
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Sizes:
-        """The inverse of :meth:`to_dict`."""
-        check_fields(value, _SIZES, "sizes")
+    def from_dict(cls, value: Mapping[str, Any], what: str = "sizes") -> Sizes:
+        """The inverse of :meth:`to_dict`.
+
+        Args:
+            what: the value is called in an error.
+
+        Raises:
+            InputError: a field is missing or of another type.
+        """
+        check_fields(value, _SIZES, what)
         whole = value["whole"]
         return cls(
             spec=NetSpec.from_dict(value["spec"]), weights=value["weights"], sizes=tuple(value["sizes"]),

@@ -85,7 +85,7 @@ class DesignRun:
         self.own_teacher = self._own_teacher()
         start = self.run.stage("start", self.start, _START)
         lab.check_unchanged(start["fingerprint"], self.data, self.run.path)
-        self.networks = [Sizes.from_dict(entry) for entry in start["networks"]]
+        self.networks = [Sizes.from_dict(entry, f"{self.run.path}: networks") for entry in start["networks"]]
         self.budgets_ms, self.reference_ms = start["budgets_ms"], start["reference_ms"]
         self.recipe = self.task.recipe(self.config.recipe, start["pretrained"] or None, self.data)
         self.recipe = replace(self.recipe, batch_size=time_budget.batch_size(self.recipe, len(self.data.train)))
@@ -329,13 +329,14 @@ class DesignRun:
         return time_budget.epoch_steps(len(self.data.train), self.recipe)
 
     def rung_plan(
-        self, epochs: float, seconds: float, candidates: Sequence[Candidate], teacher: SoftTargets | TeacherFile | None
+        self, number: int, seconds: float, candidates: Sequence[Candidate], teacher: SoftTargets | TeacherFile | None
     ) -> RungPlan:
-        """A rung of the race within some seconds."""
+        """The first (0) or second (1) rung of the race within some seconds."""
         step_seconds = [self.step_seconds(c.spec, teacher, self.trial_speed) for c in candidates]
         parallel = 1 if self.pool is None else self.pool.parallel
+        most = time_budget.rung_steps(number, self.per_epoch, self.config.epochs)
         return time_budget.race_rung(
-            epochs, seconds, step_seconds, self.per_epoch, parallel=parallel,
+            most, seconds, step_seconds, self.per_epoch, parallel=parallel,
             evaluation_seconds=len(self.held_out) / self.images_per_second,
         )  # fmt: skip
 

@@ -35,6 +35,9 @@ CUT = 1.3
 HELD_IMAGES = 2000
 RUNG_EPOCHS = (2.0, 5.0)
 """Of the race's two trainings."""
+RUNG_STEPS = (150, 400)
+"""Of the same, where those epochs are fewer steps: about what they are on 2,500 images. After two epochs of 500 images
+every network is still at chance, and the first one wins."""
 RACE_SHARE = 0.25
 """Of the time left when it begins, for both rungs of the race together."""
 TEACHER_SHARE = 0.35
@@ -124,11 +127,24 @@ class RungPlan(StagePlan):
     """The first so many; fewer than two: there is no time for the rung."""
 
 
+def rung_steps(number: int, per_epoch: int, full_epochs: float | None) -> int:
+    """Steps of each training in the first or second rung, where there is time.
+
+    Args:
+        number: 0 or 1.
+        full_epochs: of the full trainings, where the user fixed them: few images are not trained on for longer in the race.
+    """
+    steps = RUNG_STEPS[number]
+    if full_epochs is not None:
+        steps = min(steps, math.ceil(full_epochs * per_epoch))
+    return max(math.ceil(RUNG_EPOCHS[number] * per_epoch), steps)
+
+
 def race_rung(
-    epochs: float, seconds: float, step_seconds: Sequence[float], per_epoch: int, *,
+    most: int, seconds: float, step_seconds: Sequence[float], per_epoch: int, *,
     evaluation_seconds: float, parallel: int = 1,
 ) -> RungPlan:  # fmt: skip
-    """A rung: ``epochs`` of every candidate, or as many steps of each as the seconds allow.
+    """A rung: ``most`` steps of every candidate, or as many as the seconds allow.
 
     A candidate that is trained for fewer than :data:`LEAST_RUNG_STEPS` or a quarter of an epoch is judged by its luck:
     where there is no time for so many, the last candidates are left out.
@@ -138,7 +154,6 @@ def race_rung(
         evaluation_seconds: of judging one.
         parallel: candidates that are trained at a time.
     """
-    most = math.ceil(epochs * per_epoch)
     least = min(max(LEAST_RUNG_STEPS, per_epoch // 4), most)
     for count in range(len(step_seconds), 1, -1):
         each = makespan(step_seconds[:count], parallel)
