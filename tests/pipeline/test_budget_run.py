@@ -68,6 +68,17 @@ def test_what_is_harder_to_beat_is_trained_where_there_is_time_for_one(task: str
     assert run.left_out == [left]
 
 
+@pytest.mark.parametrize(("kind", "width", "size", "widest"), [
+    ("width", 0.35, 64, 0.5), ("width", 0.5, 64, 0.5), ("width", 0.75, 64, 0.75),
+    ("width", 0.35, 96, 0.35),  # the full network is above the reference's size: at another size it is another network
+    ("resolution", 0.35, 64, 0.35), ("candidate", 0.35, 64, 0.35), ("adapted", 0.35, 64, 0.35),
+])  # fmt: skip
+def test_a_width_takes_all_of_the_budget(kind: str, width: float, size: int, widest: float) -> None:
+    winner = Entrant(kind=kind, candidate=candidate(SMALL.width(width).resolution(size)), initial=None)  # type: ignore[arg-type]
+    chosen = budget_run("classify").widened(winner, LARGER)
+    assert (chosen.kind, chosen.candidate.spec) == (kind, SMALL.width(widest).resolution(size))
+
+
 class Clock:
     """A design whose trainings take as long as a test says."""
 

@@ -86,7 +86,7 @@ class BudgetRun:
                 f"nothing meets {self.budget_ms:.4g} ms, and --shrink none leaves the larger networks as they are",
                 "raise --latency, lower --resolution, or leave --shrink out",
             )
-        winner = self.taught(entrants, larger)
+        winner = self.widened(self.taught(entrants, larger), larger)
         standing = self.standing(winner, larger)
         trained = self.trained([winner, *standing], larger)
         if not (self.folder / PAGE).exists():  # an earlier call was interrupted in a later budget
@@ -339,6 +339,18 @@ class BudgetRun:
         standings = c.rung(rung, [e.candidate for e in entrants], judge)
         self.survivors(rung, standings, teacher)
         return by_slug[standings[0].candidate.slug]
+
+    def widened(self, winner: Entrant, larger: Trained | None) -> Entrant:
+        """A winner by the width multiplier as wide as the budget allows: the race knows three widths of a network."""
+        if winner.kind != "width":
+            return winner
+        full, smaller = self.by_hand.full_network(winner.candidate, larger)
+        widest = self.by_hand.scaled_width(full, smaller.weights, winner.candidate)
+        same_size = widest.spec.image_shape == winner.candidate.spec.image_shape
+        if not same_size or widest.spec.cost().params <= winner.candidate.spec.cost().params:
+            return winner
+        self.log(f"there is room for {widest.spec.name}: trained in the place of {winner.candidate.name}")
+        return Entrant(kind="width", candidate=widest, initial=self.initial(widest, larger))
 
     def standing(self, winner: Entrant, larger: Trained | None) -> list[Entrant]:
         """What a user could do by hand in the winner's place: lower resolution, and the width multiplier.
