@@ -149,7 +149,6 @@ def largest(specs: Sequence[NetSpec], setting: Setting, what: str) -> dict[int, 
     """The last of some rising networks that is within each budget."""
     path = RUNS / f"latency-{what}.json"
     if not path.exists():
-        RUNS.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(within(specs, setting)))
     shares = read_json(path)
     return {
@@ -327,6 +326,7 @@ def main() -> None:
             photos=asked.photos, data=load(asked.photos), sources=dict(w.split("=", 1) for w in asked.weights),
             shares=tuple(asked.shares), epochs=asked.epochs, minutes=asked.minutes,
         )  # fmt: skip
+        RUNS.mkdir(parents=True, exist_ok=True)
         run(setting, asked.seeds, asked.only)
     summarise()
 
